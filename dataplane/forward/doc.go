@@ -1,0 +1,21 @@
+// Package forward decides what becomes of every frame: where it goes, or for what reason it is dropped.
+//
+// Egress takes batches of frames from a TAP and turns them into sends: one send is what one call of
+// sendmsg takes, up to a whole superframe cut into equal datagrams. Ingress takes batches of received
+// buffers and turns them into items for TAPs. Both are plain code over memory: no system calls, no clocks
+// (time is handed in), no logs.
+//
+// Counting. The unit is the wire frame; a superframe counts as the number of segments it stands for. For
+// every network
+//
+//	TAPIn + UnderlayIn + Created = TAPOut + UnderlayOut + the sum over all drop reasons
+//
+// once all sends and writes have been reported to Counters. Created are the copies that head-end
+// replication adds and the segments that re-segmentation adds. A request that is answered from the
+// neighbour table comes in from the TAP and goes out to it as the answer.
+//
+// Concurrency. An Egress or Ingress belongs to one goroutine. They share Tables, Networks and Counters with
+// each other and with whoever changes these: all reads on the packet path are lock-free.
+//
+// The package imports only the other packages of dataplane.
+package forward

@@ -1,0 +1,298 @@
+package forward
+
+import (
+	"github.com/overlayd/overlayd/dataplane/fdb"
+	"github.com/overlayd/overlayd/dataplane/frame"
+	"github.com/overlayd/overlayd/dataplane/gso"
+	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/dataplane/suppress"
+)
+
+// maxSend is the most payload that one UDP send takes: 65,535 less the headers of IPv4 and UDP.
+const maxSend = 65507
+
+// arenaSize holds the headers of two full superframes cut at gso.MinSize, each segment with the largest
+// headers there are (IPv6, TCP with options, two tags, VXLAN): no sound batch exhausts it.
+const arenaSize = 2 * (65536 / gso.MinSize) * 160
+
+// Options are the limits of the underlay that an Egress keeps to.
+type Options struct {
+	Port        uint16 // UDP port of VXLAN, to recognise VXLAN inside VXLAN
+	Buckets     int    // number of outer source ports to spread flows over; a power of two
+	MaxSegments int    // datagrams that one send may carry
+}
+
+// Send is one call of sendmsg: one or several datagrams to one VTEP from one source port. All datagrams are
+// Size bytes long but for the last, which may be shorter. Each is made of PerDatagram consecutive pieces
+// of Egress.Pieces[First:End].
+type Send struct {
+	VTEP        fdb.VTEPID
+	Bucket      int   // which source port: all frames of a flow have the same
+	TOS         uint8 // outer traffic class: the ECN field of the inner packet (RFC 6040, section 4.1)
+	Size        int
+	First, End  int
+	PerDatagram int
+	Frames      int // datagrams, each with one frame
+	Bytes       int // of the frames
+	total       int // of the datagrams
+	closed      bool
+}
+
+// Egress turns batches of frames from the TAP of one network into sends. What the fields Sends, Pieces and
+// Answers hold is valid until the next Process, as long as the batch is.
+type Egress struct {
+	Sends   []Send
+	Pieces  [][]byte
+	Answers [][]byte // frames for the TAP, into which requests were turned
+
+	tables  *Tables
+	net     *Network
+	samples *Samples
+	opt     Options
+	arena   *gso.Arena
+	view    *view
+	now     int64
+	p       frame.Parsed
+	prefix  [header.VXLANLen]byte
+	created int
+	answers int
+	in      struct{ frames, bytes int }
+}
+
+// NewEgress makes the egress half of one worker of n.
+func NewEgress(t *Tables, n *Network, s *Samples, opt Options) *Egress {
+	e := &Egress{
+		Sends:   make([]Send, 0, 128),
+		Pieces:  make([][]byte, 0, 512),
+		Answers: make([][]byte, 0, 64),
+		tables:  t, net: n, samples: s, opt: opt,
+		arena: gso.NewArena(make([]byte, arenaSize)),
+	}
+	header.VXLAN(e.prefix[:]).Encode(n.VNI)
+	return e
+}
+
+// Process decides on every frame of the batch at the time now, in nanoseconds of the caller's clock.
+func (e *Egress) Process(batch []frame.Frame, now int64) {
+	e.Sends, e.Pieces, e.Answers = e.Sends[:0], e.Pieces[:0], e.Answers[:0]
+	e.arena.Reset()
+	e.view, e.now = e.tables.view.Load(), now
+	e.created, e.answers = 0, 0
+	e.in.frames, e.in.bytes = 0, 0
+	for i := range batch {
+		e.one(&batch[i])
+	}
+	c := e.net.Counters
+	c.TAPIn.Add(e.in.frames, e.in.bytes)
+	if e.created != 0 {
+		c.Created.Add(uint64(e.created))
+	}
+	if e.answers != 0 {
+		c.Suppressed.Add(uint64(e.answers))
+	}
+}
+
+// one decides on one frame.
+func (e *Egress) one(f *frame.Frame) {
+	b := f.Bytes()
+	reason := faultReasons[e.p.Parse(b)]
+	size, frames, bytes := 0, 1, len(b)
+	if reason == NotDropped && f.Offload.GSOType != header.GSONone {
+		if size, reason = segmentSize(b, &e.p, &f.Offload); reason == NotDropped {
+			payload := gso.Payload(&e.p)
+			frames = gso.Segments(payload, size)
+			bytes = frames*int(e.p.PayloadOff) + payload
+		}
+	}
+	e.in.frames += frames
+	e.in.bytes += bytes
+	switch {
+	case reason != NotDropped:
+	case !e.net.AllowNested && nested(b, &e.p, e.opt.Port):
+		reason = NestedVXLAN
+	case e.suppress(b):
+		return
+	case size == 0 && f.Offload.Flags&header.VirtioFlagNeedsCsum != 0 && !gso.CompleteOffload(b, &f.Offload):
+		reason = BadOffload
+	}
+	if reason != NotDropped {
+		e.drop(reason, frames, b, nil)
+		return
+	}
+	header.VXLAN(f.Buf).Encode(e.net.VNI)
+	s := Send{
+		Bucket: int(e.p.FlowHash(b)) & (e.opt.Buckets - 1),
+		TOS:    innerECN(b, &e.p),
+		Frames: frames,
+		Bytes:  bytes,
+	}
+	dst := header.Ethernet(b).Dst()
+	if !dst.IsMulticast() {
+		if id, ok := e.net.FDB.Lookup(dst); ok {
+			s.VTEP = id
+			e.created += e.send(f, size, s) - frames
+			return
+		}
+	}
+	flood := e.net.flood()
+	if len(flood) == 0 {
+		e.drop(NoPeers, frames, b, nil)
+		return
+	}
+	copies := 0
+	for _, s.VTEP = range flood {
+		copies += e.send(f, size, s)
+	}
+	e.created += copies - frames
+}
+
+// segmentSize checks the offload header of a superframe against the frame and returns its GSO size.
+func segmentSize(b []byte, p *frame.Parsed, h *header.VirtioNet) (int, DropReason) {
+	var want struct {
+		l3    frame.Layer3
+		proto uint8
+	}
+	switch h.GSOType &^ header.GSOECN {
+	case header.GSOTCPv4:
+		want.l3, want.proto = frame.IPv4, header.ProtoTCP
+	case header.GSOTCPv6:
+		want.l3, want.proto = frame.IPv6, header.ProtoTCP
+	case header.GSOUDPL4:
+		want.l3, want.proto = p.L3, header.ProtoUDP
+	default:
+		return 0, GSOUnsupported
+	}
+	if p.L3 != want.l3 || p.Proto != want.proto || !gso.Splittable(b, p) || h.GSOSize < gso.MinSize && gso.Payload(p) > int(h.GSOSize) {
+		return 0, BadOffload
+	}
+	// A superframe of one segment needs no more than its checksum, but goes the same way.
+	return max(int(h.GSOSize), gso.MinSize), NotDropped
+}
+
+// suppress answers an ARP or ND request from the table, if it can.
+func (e *Egress) suppress(b []byte) bool {
+	if e.net.Neighbors.Len() == 0 {
+		return false
+	}
+	if e.p.L3 != frame.ARP && (e.p.L3 != frame.IPv6 || e.p.Proto != header.ProtoICMPv6) {
+		return false
+	}
+	mark := e.arena.Mark()
+	out := e.arena.Alloc(maxAnswer)
+	if out == nil {
+		return false
+	}
+	reply, ok := suppress.Answer(b, int(e.p.L3Off), e.p.EtherType, e.net.Neighbors, out)
+	if !ok {
+		e.arena.Release(mark)
+		return false
+	}
+	e.Answers = append(e.Answers, reply)
+	e.answers++
+	return true
+}
+
+// maxAnswer is the largest answer: a neighbour advertisement with its option behind two tags.
+const maxAnswer = header.EthernetLen + 2*header.VLANLen + header.IPv6Len + 32
+
+// send appends what is to go to s.VTEP and returns the number of wire frames that it took on, dropped ones
+// included.
+func (e *Egress) send(f *frame.Frame, size int, s Send) int {
+	room := e.view.vteps[s.VTEP].MaxFrame
+	if size != 0 {
+		return e.sendSuperframe(f.Bytes(), min(size, room-int(e.p.PayloadOff)), s)
+	}
+	if len(f.Buf)-frame.Headroom > room {
+		e.drop(ExceedsPathMTU, 1, f.Bytes(), &e.view.vteps[s.VTEP])
+		return 1
+	}
+	s.Size, s.PerDatagram = len(f.Buf), 1
+	if n := len(e.Sends); n > 0 && e.Sends[n-1].join(&s, e.opt.MaxSegments) {
+		e.Pieces = append(e.Pieces, f.Buf)
+		e.Sends[n-1].End++
+		return 1
+	}
+	s.First, s.total = len(e.Pieces), s.Size
+	s.End = s.First + 1
+	e.Pieces = append(e.Pieces, f.Buf)
+	e.Sends = append(e.Sends, s)
+	return 1
+}
+
+// join lets the single datagram s ride with l, the send before it, if the kernel can send both as one: the
+// same size, or the last one shorter, from and to the same place. Only the last send is looked at, so that
+// order is kept.
+func (l *Send) join(s *Send, maxSegments int) bool {
+	if l.closed || l.PerDatagram != 1 || l.VTEP != s.VTEP || l.Bucket != s.Bucket || l.TOS != s.TOS ||
+		s.Size > l.Size || l.Frames == maxSegments || l.total+s.Size > maxSend {
+		return false
+	}
+	l.closed = s.Size < l.Size
+	l.Frames++
+	l.Bytes += s.Bytes
+	l.total += s.Size
+	return true
+}
+
+// sendSuperframe cuts b into segments with size bytes of payload and appends as many sends as they need.
+func (e *Egress) sendSuperframe(b []byte, size int, s Send) int {
+	hlen := int(e.p.PayloadOff)
+	payload := gso.Payload(&e.p)
+	if size < gso.MinSize && size < payload {
+		e.drop(ExceedsPathMTU, s.Frames, b, &e.view.vteps[s.VTEP])
+		return s.Frames
+	}
+	frames := gso.Segments(payload, size)
+	first := len(e.Pieces)
+	pieces := gso.Split(e.Pieces, e.arena, e.prefix[:], b, &e.p, size)
+	if pieces == nil {
+		e.drop(BadOffload, frames, b, &e.view.vteps[s.VTEP])
+		return frames
+	}
+	e.Pieces = pieces
+	s.PerDatagram = 2
+	s.Size = header.VXLANLen + hlen + min(size, payload)
+	most := min(e.opt.MaxSegments, maxSend/s.Size)
+	for left := frames; left > 0; left -= s.Frames {
+		s.Frames = min(left, most)
+		s.First, s.End = first, first+2*s.Frames
+		first = s.End
+		n := min(payload, s.Frames*size)
+		payload -= n
+		s.Bytes = s.Frames*hlen + n
+		e.Sends = append(e.Sends, s)
+	}
+	return frames
+}
+
+func (e *Egress) drop(reason DropReason, frames int, b []byte, to *VTEP) {
+	e.net.Counters.Drops.Add(reason, frames, e.now)
+	s := Sample{Time: e.now, Network: e.net.Name, Reason: reason, Egress: true}
+	if to != nil {
+		s.Peer = to.Addr
+	}
+	e.samples.Add(s, b)
+}
+
+// Report counts the outcome of frames of s, of bytes together: NotDropped when the kernel took them.
+func (e *Egress) Report(s *Send, frames, bytes int, outcome DropReason) {
+	c := e.net.Counters
+	if outcome == NotDropped {
+		c.UnderlayOut.Add(frames, bytes)
+		return
+	}
+	c.Drops.Add(outcome, frames, e.now)
+	e.samples.Add(Sample{
+		Time: e.now, Network: e.net.Name, Reason: outcome, Egress: true, Outer: true, Peer: e.view.vteps[s.VTEP].Addr,
+	}, e.Pieces[s.First])
+}
+
+// ReportAnswer counts the outcome of writing answer to the TAP: NotDropped when the kernel took it.
+func (e *Egress) ReportAnswer(answer []byte, outcome DropReason) {
+	if outcome == NotDropped {
+		e.net.Counters.TAPOut.Add(1, len(answer))
+		return
+	}
+	e.net.Counters.Drops.Add(outcome, 1, e.now)
+	e.samples.Add(Sample{Time: e.now, Network: e.net.Name, Reason: outcome}, answer)
+}

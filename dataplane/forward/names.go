@@ -1,0 +1,50 @@
+package forward
+
+// reasons holds what is said of each DropReason, in the order of the constants.
+var reasons = [NumReasons]struct{ name, help string }{
+	NotDropped:      {"none", "Not dropped."},
+	VXLANTruncated:  {"vxlan_truncated", "Datagram too short for a VXLAN header and an Ethernet frame: something else sends to this port."},
+	VXLANBadFlags:   {"vxlan_bad_flags", "VXLAN header without the I flag: something else, or another VXLAN dialect, sends to this port."},
+	VXLANBadTrain:   {"vxlan_bad_train", "Several datagrams received as one whose parts do not add up: a driver's offload is at fault; try --disable udp-gro."},
+	VNIUnknown:      {"vni_unknown", "No network on this host has this VNI: the sender has a network that is missing here."},
+	VTEPUnknown:     {"vtep_unknown", "The sender is not a peer of this network: add its address to peers, or it is a stranger."},
+	ECNBroken:       {"ecn_broken", "A router marked congestion on a flow that does not speak ECN (RFC 6040): the underlay marks wrongly."},
+	FrameRunt:       {"frame_runt", "Frame shorter than its own headers: a broken or hostile sender."},
+	FrameBadLength:  {"frame_bad_length", "A length in the inner headers contradicts the frame: a broken or hostile sender, or a driver's offload."},
+	FrameBadSource:  {"frame_bad_source", "Source MAC is zero or a group address, which no station may use."},
+	IPBadHeader:     {"ip_bad_header", "Inner IP header with a wrong version, header length or checksum."},
+	IPBadOption:     {"ip_bad_option", "Malformed inner IP option or extension header, or a source route."},
+	IPBadFragment:   {"ip_bad_fragment", "Inner IP fragment that can be part of no valid packet: an evasion attempt (RFC 1858)."},
+	TCPBadOption:    {"tcp_bad_option", "Inner TCP option list that runs over its header."},
+	NestedVXLAN:     {"nested_vxlan", "VXLAN inside VXLAN: a routing loop, or an overlay inside this one; allow_nested lets the latter pass."},
+	SourceSpoofed:   {"source_spoofed", "The source MAC is registered behind another VTEP or is this host's own: spoofing, a loop or a stale entry."},
+	BadChecksum:     {"bad_checksum", "Inner TCP or UDP checksum is wrong: corruption on the way, or a driver's checksum offload."},
+	BadOffload:      {"bad_offload", "Offload header that contradicts its frame: a broken or hostile program writes to the interface."},
+	GSOUnsupported:  {"gso_unsupported", "Superframe of a kind that cannot be segmented."},
+	NoPeers:         {"no_peers", "Nowhere to send it: the network has no peers."},
+	ExceedsPathMTU:  {"exceeds_path_mtu", "Frame larger than the path to its VTEP carries: the sender's MTU is above the network's."},
+	SendNoBuffer:    {"send_no_buffer", "The kernel had no room to send (ENOBUFS): the underlay device is slower than the traffic."},
+	SendDenied:      {"send_denied", "A local firewall rule refused the datagram (EPERM): allow UDP to the VXLAN port."},
+	SendUnreachable: {"send_unreachable", "No route to the VTEP, or its network is down."},
+	SendTooBig:      {"send_too_big", "Datagram larger than the underlay device takes (EMSGSIZE): its MTU shrank a moment ago."},
+	SendFailed:      {"send_failed", "The kernel refused the datagram for another reason; the log has it."},
+	TAPDown:         {"tap_down", "The TAP is not up: set it up with ip link set DEVICE up."},
+	TAPFull:         {"tap_full", "The kernel had no room for the frame behind the TAP."},
+	TAPRejected:     {"tap_rejected", "The kernel refused the frame at the TAP; the log has the error."},
+}
+
+// String returns the reason as it stands in metrics and listings: snake_case, stable.
+func (r DropReason) String() string {
+	if r >= NumReasons {
+		return "unknown"
+	}
+	return reasons[r].name
+}
+
+// Help returns one sentence for the operator: what it means and what to do.
+func (r DropReason) Help() string {
+	if r >= NumReasons {
+		return ""
+	}
+	return reasons[r].help
+}

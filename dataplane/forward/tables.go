@@ -1,0 +1,172 @@
+package forward
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/dataplane/fdb"
+	"github.com/overlayd/overlayd/dataplane/gro"
+	"github.com/overlayd/overlayd/dataplane/mtu"
+)
+
+// VTEP is a remote tunnel end point.
+type VTEP struct {
+	Addr netip.Addr
+	Path mtu.PathMTU // what is known to reach it
+	// MaxFrame is the largest inner frame, in bytes with its Ethernet header and tags, that fits one datagram
+	// to it.
+	MaxFrame int
+}
+
+// view is one immutable state of Tables.
+type view struct {
+	networks map[addr.VNI]*Network
+	vteps    []VTEP // indexed by fdb.VTEPID
+	byAddr   map[netip.Addr]fdb.VTEPID
+}
+
+// Tables holds what all workers of a daemon share: its networks and the VTEPs that they name. Readers take
+// one atomic load; every change publishes a new view.
+type Tables struct {
+	mu   sync.Mutex // serialises writers
+	view atomic.Pointer[view]
+}
+
+// NewTables returns empty tables.
+func NewTables() *Tables {
+	t := new(Tables)
+	t.view.Store(&view{networks: map[addr.VNI]*Network{}, byAddr: map[netip.Addr]fdb.VTEPID{}})
+	return t
+}
+
+// AddVTEP returns the number of the VTEP at a, which it is given when it is named for the first time and
+// keeps from then on. A new VTEP has the given path.
+func (t *Tables) AddVTEP(a netip.Addr, path mtu.PathMTU) fdb.VTEPID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.view.Load()
+	if id, ok := old.byAddr[a]; ok {
+		return id
+	}
+	id := fdb.VTEPID(len(old.vteps))
+	next := &view{networks: old.networks, byAddr: maps.Clone(old.byAddr)}
+	next.byAddr[a] = id
+	next.vteps = append(slices.Clone(old.vteps), newVTEP(a, path))
+	t.view.Store(next)
+	return id
+}
+
+// SetPath changes the path MTU of a VTEP; frames already decided on are not affected.
+func (t *Tables) SetPath(id fdb.VTEPID, path mtu.PathMTU) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.view.Load()
+	if old.vteps[id].Path == path {
+		return
+	}
+	next := *old
+	next.vteps = slices.Clone(old.vteps)
+	next.vteps[id] = newVTEP(old.vteps[id].Addr, path)
+	t.view.Store(&next)
+}
+
+func newVTEP(a netip.Addr, path mtu.PathMTU) VTEP {
+	return VTEP{Addr: a, Path: path, MaxFrame: mtu.MaxFrame(path, mtu.FamilyOf(a))}
+}
+
+// VTEP returns the VTEP with this number, which must have come from AddVTEP.
+func (t *Tables) VTEP(id fdb.VTEPID) VTEP { return t.view.Load().vteps[id] }
+
+// Lookup returns the number of the VTEP at a.
+func (t *Tables) Lookup(a netip.Addr) (fdb.VTEPID, bool) {
+	id, ok := t.view.Load().byAddr[a]
+	return id, ok
+}
+
+// AddNetwork makes n known to the workers. Its VNI must be free.
+func (t *Tables) AddNetwork(n *Network) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.view.Load()
+	if other, ok := old.networks[n.VNI]; ok {
+		return fmt.Errorf("adding network %s: network %s already has VNI %v: choose another", n.Name, other.Name, n.VNI)
+	}
+	next := *old
+	next.networks = maps.Clone(old.networks)
+	next.networks[n.VNI] = n
+	t.view.Store(&next)
+	return nil
+}
+
+// Networks returns all networks in no order.
+func (t *Tables) Networks() []*Network {
+	return slices.Collect(maps.Values(t.view.Load().networks))
+}
+
+// Network is the forwarding state of one VNI. The exported fields are set before AddNetwork and stay as they
+// are; the tables that they point to change at any time.
+type Network struct {
+	Name        string
+	VNI         addr.VNI
+	Learning    bool     // learn MAC to VTEP from received frames
+	AllowNested bool     // let VXLAN inside VXLAN pass
+	TAP         Offload  // what the TAP takes
+	LocalMAC    addr.MAC // of the TAP: no frame from the underlay may bear it as its source
+	FDB         *fdb.Table
+	Neighbors   *fdb.Neighbors
+	Counters    *Counters
+
+	members atomic.Pointer[members]
+	mtu     atomic.Int64 // overlay MTU of the TAP
+}
+
+// Offload says what a TAP does for those who write to it.
+type Offload struct {
+	Checksum bool      // takes frames with partial checksums
+	Super    gro.Kinds // takes superframes of these kinds
+}
+
+// members is the flood list of a network, and who may send to it.
+type members struct {
+	list []fdb.VTEPID
+	has  []bool // indexed by VTEPID
+}
+
+// SetMembers publishes the VTEPs that take part in n: broadcast, unknown unicast and multicast frames go
+// to each, and only from them frames are accepted.
+func (n *Network) SetMembers(ids []fdb.VTEPID) {
+	m := &members{list: slices.Clone(ids)}
+	for _, id := range ids {
+		if int(id) >= len(m.has) {
+			m.has = append(m.has, make([]bool, int(id)+1-len(m.has))...)
+		}
+		m.has[id] = true
+	}
+	n.members.Store(m)
+}
+
+func (n *Network) flood() []fdb.VTEPID {
+	if m := n.members.Load(); m != nil {
+		return m.list
+	}
+	return nil
+}
+
+func (n *Network) isMember(id fdb.VTEPID) bool {
+	m := n.members.Load()
+	return m != nil && int(id) < len(m.has) && m.has[id]
+}
+
+// SetMTU publishes the overlay MTU: the inner IP MTU of n's TAP.
+func (n *Network) SetMTU(m mtu.OverlayMTU) { n.mtu.Store(int64(m)) }
+
+// MTU returns what SetMTU published.
+func (n *Network) MTU() mtu.OverlayMTU { return mtu.OverlayMTU(n.mtu.Load()) }
+
+// VTEPs returns how many VTEPs there are; they are numbered from 0.
+func (t *Tables) VTEPs() int { return len(t.view.Load().vteps) }

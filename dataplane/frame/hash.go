@@ -1,0 +1,37 @@
+package frame
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// FlowHash returns a number that is the same for all frames of one flow of the parsed frame b, for use as
+// entropy in the outer source port (RFC 7348, section 5): protocol, addresses and ports where they can be
+// seen; protocol and addresses for fragments; the two MAC addresses for what is not IP.
+func (p *Parsed) FlowHash(b []byte) uint32 {
+	h := uint64(p.Proto) + 1
+	switch p.L3 {
+	case IPv4:
+		h = mix(h, binary.BigEndian.Uint64(b[p.L3Off+12:]))
+	case IPv6:
+		a := b[p.L3Off+8:]
+		a = a[:32]
+		h = mix(h, binary.BigEndian.Uint64(a))
+		h = mix(h, binary.BigEndian.Uint64(a[8:]))
+		h = mix(h, binary.BigEndian.Uint64(a[16:]))
+		h = mix(h, binary.BigEndian.Uint64(a[24:]))
+	default:
+		h = mix(h, binary.BigEndian.Uint64(b))
+		h = mix(h, uint64(binary.BigEndian.Uint32(b[8:])))
+	}
+	if p.PayloadOff != 0 {
+		h = mix(h, uint64(binary.BigEndian.Uint32(b[p.L4Off:])))
+	}
+	return uint32(h>>32) ^ uint32(h)
+}
+
+// mix folds w into h by a full multiplication, as wyhash and its kin do.
+func mix(h, w uint64) uint64 {
+	hi, lo := bits.Mul64(h^0x9e3779b97f4a7c15, w^0xd1b54a32d192ed03)
+	return hi ^ lo
+}
