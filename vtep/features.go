@@ -1,0 +1,64 @@
+package vtep
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The names of the features that can be turned off, one by one.
+const (
+	FeatureTAPVNet       = "tap-vnet"            // virtio-net header; without it, the water backend
+	FeatureTAPTSO        = "tap-tso"             // TCP superframes at the TAP
+	FeatureTAPUSO        = "tap-uso"             // UDP superframes at the TAP
+	FeatureTAPMultiqueue = "tap-multiqueue"      // several queues a TAP
+	FeatureUDPGSO        = "udp-gso"             // UDP_SEGMENT
+	FeatureUDPGRO        = "udp-gro"             // UDP_GRO
+	FeatureUDPBatch      = "udp-batch"           // recvmmsg and sendmmsg with more than one message
+	FeatureSourcePorts   = "source-port-entropy" // a pool of source ports
+	FeatureGSOMaxSize    = "gso-max-size"        // TCP superframes sized to fit one send
+)
+
+// FeatureNames returns the names of all features, in the order in which they are listed.
+func FeatureNames() []string {
+	return []string{
+		FeatureTAPVNet, FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue,
+		FeatureUDPGSO, FeatureUDPGRO, FeatureUDPBatch, FeatureSourcePorts, FeatureGSOMaxSize,
+	}
+}
+
+// features keeps what is on and why the rest is off.
+type features struct {
+	off map[string]string
+}
+
+func newFeatures(disable []string) (*features, error) {
+	f := &features{off: map[string]string{}}
+	for i, name := range disable {
+		if !slices.Contains(FeatureNames(), name) {
+			return nil, &ConfigError{
+				Field: fmt.Sprintf("disable[%d]", i),
+				Err:   fmt.Errorf("%q is not a feature: use one of %s", name, strings.Join(FeatureNames(), ", ")),
+			}
+		}
+		f.off[name] = "turned off by the operator"
+	}
+	return f, nil
+}
+
+func (f *features) on(name string) bool { return f.off[name] == "" }
+
+// missing notes why a feature that was asked for is not there. The first reason stands.
+func (f *features) missing(name string, err error) {
+	if err != nil && f.off[name] == "" {
+		f.off[name] = err.Error()
+	}
+}
+
+func (f *features) list() []Feature {
+	var out []Feature
+	for _, name := range FeatureNames() {
+		out = append(out, Feature{Name: name, On: f.on(name), Reason: f.off[name]})
+	}
+	return out
+}

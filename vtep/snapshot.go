@@ -1,0 +1,154 @@
+package vtep
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/overlayd/overlayd/dataplane/forward"
+	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/underlay"
+)
+
+// peerErrorAge is how long an ICMP error from a peer is worth reporting.
+const peerErrorAge = 30 * time.Second
+
+// Status returns a snapshot of the VTEP as a whole.
+func (v *VTEP) Status() Status {
+	s := Status{
+		Port:            v.cfg.Underlay.Port,
+		Features:        v.features.list(),
+		DatagramsIn:     v.traffic.in.Load(),
+		DatagramsOut:    v.traffic.out.Load(),
+		ReceiveOverflow: v.retired.Load(),
+	}
+	v.sendMu.RLock()
+	defer v.sendMu.RUnlock()
+	for _, e := range v.endpoints {
+		s.Addresses = append(s.Addresses, e.Local)
+		s.ReceiveOverflow += e.Overflow()
+	}
+	for r := range forward.NumReasons {
+		s.Unattributed[r], _ = v.drops.Get(r)
+	}
+	return s
+}
+
+// Networks returns a snapshot of every network, in the order of the configuration.
+func (v *VTEP) Networks() []NetworkStatus {
+	out := make([]NetworkStatus, 0, len(v.networks))
+	for _, n := range v.networks {
+		s := NetworkStatus{
+			Name: n.cfg.Name, VNI: n.cfg.VNI, Device: n.cfg.Device, MAC: n.fwd.LocalMAC,
+			Backend: n.dev.Backend, Queues: len(n.dev.Queues),
+			MTU: n.fwd.MTU(), MTUDerived: n.cfg.MTU == 0,
+			Addresses: slices.Clone(n.cfg.Addresses), Peers: slices.Clone(n.cfg.Peers),
+			Learning: n.cfg.Learning, AllowNested: n.cfg.AllowNested,
+			FDBEntries: n.fwd.FDB.Len(),
+			Counters:   countersOf(n.fwd.Counters),
+		}
+		// What a TAP calls dropped on transmit are frames that did not fit its queue to us.
+		if _, tx, err := link.Stats(n.cfg.Device); err == nil {
+			s.TAPOverflow = tx
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func countersOf(c *forward.Counters) Counters {
+	traffic := func(t *forward.Traffic) Traffic {
+		return Traffic{Frames: t.Frames.Load(), Bytes: t.Bytes.Load()}
+	}
+	out := Counters{
+		TAPIn: traffic(&c.TAPIn), TAPOut: traffic(&c.TAPOut),
+		UnderlayIn: traffic(&c.UnderlayIn), UnderlayOut: traffic(&c.UnderlayOut),
+		Created: c.Created.Load(), Suppressed: c.Suppressed.Load(),
+	}
+	for r := range forward.NumReasons {
+		out.Drops[r], _ = c.Drops.Get(r)
+	}
+	return out
+}
+
+// FDB returns the forwarding database of the named network, sorted by MAC. The error wraps ErrNoNetwork.
+func (v *VTEP) FDB(name string) ([]FDBEntry, error) {
+	i := slices.IndexFunc(v.networks, func(n *network) bool { return n.cfg.Name == name })
+	if i < 0 {
+		return nil, fmt.Errorf("%w: %s", ErrNoNetwork, name)
+	}
+	n := v.networks[i]
+	now := uint32(v.now() / 1e9)
+	var out []FDBEntry
+	for e := range n.fwd.FDB.All() {
+		row := FDBEntry{MAC: e.MAC, VTEP: v.tables.VTEP(e.VTEP).Addr, Static: e.Static, IPs: n.ips[e.MAC]}
+		if !e.Static && now > e.LastSeen {
+			row.Age = time.Duration(now-e.LastSeen) * time.Second
+		}
+		out = append(out, row)
+	}
+	slices.SortFunc(out, func(a, b FDBEntry) int { return bytes.Compare(a.MAC[:], b.MAC[:]) })
+	return out, nil
+}
+
+// Peers returns what is known of every remote VTEP, sorted by address.
+func (v *VTEP) Peers() []PeerStatus {
+	networks := map[netip.Addr][]string{}
+	for _, n := range v.networks {
+		for _, p := range n.cfg.Peers {
+			networks[p] = append(networks[p], n.cfg.Name)
+		}
+	}
+	v.sendMu.RLock()
+	errs := map[netip.Addr]underlay.PeerError{}
+	for _, e := range v.endpoints {
+		for a, pe := range e.PeerErrors() {
+			errs[a] = pe
+		}
+	}
+	v.sendMu.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var out []PeerStatus
+	for a, s := range v.peers {
+		s.Networks = networks[a]
+		if pe, ok := errs[a]; ok && s.Problem == "" && time.Since(pe.Time) < peerErrorAge {
+			s.Problem = pe.Err.Error()
+		}
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b PeerStatus) int { return a.Address.Compare(b.Address) })
+	return out
+}
+
+// Drops returns one row for every reason that has counted anything, networks in the order of the
+// configuration and what belongs to none last.
+func (v *VTEP) Drops() []DropCount {
+	var out []DropCount
+	add := func(network string, d *forward.Drops) {
+		for r := range forward.NumReasons {
+			if count, last := d.Get(r); count > 0 {
+				out = append(out, DropCount{Network: network, Reason: r, Count: count, Last: v.start.Add(time.Duration(last))})
+			}
+		}
+	}
+	for _, n := range v.networks {
+		add(n.cfg.Name, &n.fwd.Counters.Drops)
+	}
+	add("", &v.drops)
+	return out
+}
+
+// Samples returns the beginnings of recently dropped frames with a Seq above after, oldest first.
+func (v *VTEP) Samples(after uint64) []DropSample {
+	var out []DropSample
+	for _, s := range v.samples.After(after) {
+		out = append(out, DropSample{
+			Seq: s.Seq, Time: v.start.Add(time.Duration(s.Time)), Network: s.Network, Reason: s.Reason,
+			Egress: s.Egress, Outer: s.Outer, Peer: s.Peer, Length: s.Length, Data: slices.Clone(s.Data[:s.Kept]),
+		})
+	}
+	return out
+}

@@ -1,0 +1,118 @@
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/dataplane/frame"
+	"github.com/overlayd/overlayd/dataplane/header"
+)
+
+// Queue is one queue of a TAP.
+type Queue interface {
+	// Read fills frames with what the kernel has, and returns how many: at least one. It blocks while there
+	// is nothing. The memory of the frames belongs to the queue, may be written by the caller, and is valid
+	// until the next Read. The error wraps os.ErrDeadlineExceeded after Interrupt.
+	Read(frames []frame.Frame) (int, error)
+
+	// Write gives the kernel one frame, or superframe, made of the pieces in order. It does not block and
+	// does not keep the pieces. offload must ask for nothing that the device's Offload does not have. The
+	// error is a unix.Errno: EIO when the interface is down. Write must not be called by two goroutines at
+	// once.
+	Write(offload *header.VirtioNet, pieces [][]byte) error
+}
+
+// Config says how to open a TAP.
+type Config struct {
+	Name   string // of the interface, at most 15 bytes
+	Queues int    // wanted; fewer are opened where the kernel cannot do so many
+	VNet   bool   // use the virtio-net header; otherwise the water backend, which has one queue
+	TSO    bool   // ask for TCP superframes
+	USO    bool   // ask for UDP superframes; needs TSO
+}
+
+// Offload says what a device takes in Write, and gives in Read.
+type Offload struct {
+	Checksum bool
+	TSO      bool
+	USO      bool
+}
+
+// Device is an open TAP. It exists as long as it is open: closing it removes the interface.
+type Device struct {
+	Name    string
+	Backend string // "vnet" or "water"
+	Offload Offload
+	Queues  []Queue
+	// Missing tells why something that was asked for is not there, by the names "uso", "tso" and
+	// "multiqueue".
+	Missing map[string]error
+
+	files []*os.File
+}
+
+// ErrNoDevice means that the TUN/TAP driver is not there.
+var ErrNoDevice = errors.New("/dev/net/tun cannot be opened")
+
+const devTun = "/dev/net/tun"
+
+// maxFrame is the largest frame that a TAP delivers: the largest IP packet behind two VLAN tags, rounded up.
+const maxFrame = 65536 + 64
+
+// Open makes the TAP that c describes. It fails if an interface of that name exists, so that nobody's
+// interface is taken over.
+func Open(c Config) (*Device, error) {
+	if len(c.Name) == 0 || len(c.Name) >= unix.IFNAMSIZ {
+		return nil, fmt.Errorf("opening TAP %q: the name must have 1 to %d bytes", c.Name, unix.IFNAMSIZ-1)
+	}
+	if c.VNet {
+		return openVNet(c)
+	}
+	return openWater(c)
+}
+
+// Interrupt makes every blocked or future Read return.
+func (d *Device) Interrupt() {
+	for _, f := range d.files {
+		// It fails only for a file that was closed, whose readers have returned.
+		_ = f.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// Close removes the interface. No Read or Write may be under way.
+func (d *Device) Close() error {
+	var errs []error
+	for _, f := range d.files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openError explains why the driver could not be opened.
+func openError(err error) error {
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("%w: %v: load the driver (modprobe tun) or give the container the device", ErrNoDevice, err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w: %v: run as root, or let this user read and write it", ErrNoDevice, err)
+	}
+	return fmt.Errorf("%w: %v", ErrNoDevice, err)
+}
+
+// createError explains why the interface could not be made. The owner of a taken name is for the caller to
+// find out; the error wraps the errno.
+func createError(name string, err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("creating TAP %s: the name is taken: %w", name, err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("creating TAP %s: CAP_NET_ADMIN is missing: run as root or grant it: %w", name, err)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("creating TAP %s: the name is not valid or belongs to an interface that is no TAP: %w", name, err)
+	}
+	return fmt.Errorf("creating TAP %s: %w", name, err)
+}

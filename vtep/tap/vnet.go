@@ -1,0 +1,206 @@
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/dataplane/frame"
+	"github.com/overlayd/overlayd/dataplane/header"
+)
+
+const (
+	vnetHeader = header.VirtioNetMrgLen
+	// readBudget ends a batch: what has been read is worth processing, while it is still in the cache.
+	readBudget = 48 << 10
+	// maxPieces is IOV_MAX, less the one for the virtio-net header.
+	maxPieces = 1023
+)
+
+// vnetQueue is one file of a TAP whose frames carry a virtio-net header.
+//
+// Frames of a batch lie behind each other in mem, each behind its virtio-net header, and so near to each
+// other that a batch stays in the cache.
+type vnetQueue struct {
+	file   *os.File
+	fd     int
+	raw    syscall.RawConn
+	mem    []byte
+	fill   func(fd uintptr) bool // q.drain, bound once: a method value allocates
+	frames []frame.Frame         // being filled by drain
+	n      int
+	err    error
+
+	hdr [vnetHeader]byte
+	iov []unix.Iovec
+}
+
+func openVNet(c Config) (*Device, error) {
+	d := &Device{Name: c.Name, Backend: "vnet", Missing: map[string]error{}}
+	var fds []int
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if c.Queues > 1 {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	for i := range max(c.Queues, 1) {
+		f := flags
+		if i == 0 {
+			f |= unix.IFF_TUN_EXCL // the first must make it; the others attach to it
+		}
+		q, err := d.openQueue(f)
+		if err != nil && i == 0 && flags&unix.IFF_MULTI_QUEUE != 0 && errors.Is(err, unix.EINVAL) {
+			d.Missing["multiqueue"] = err
+			flags &^= unix.IFF_MULTI_QUEUE
+			q, err = d.openQueue(flags | unix.IFF_TUN_EXCL)
+		}
+		if err != nil && i > 0 {
+			d.Missing["multiqueue"] = fmt.Errorf("the kernel gave %d queues of %d: %w", i, c.Queues, err)
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		d.Queues = append(d.Queues, q)
+		d.files = append(d.files, q.file)
+		fds = append(fds, q.fd)
+		if flags&unix.IFF_MULTI_QUEUE == 0 {
+			break
+		}
+	}
+	if err := d.setOffload(c, fds); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (d *Device) openQueue(flags uint16) (*vnetQueue, error) {
+	fd, err := unix.Open(devTun, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, openError(err)
+	}
+	req, err := unix.NewIfreq(d.Name)
+	if err == nil {
+		req.SetUint16(flags)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+	}
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeader)
+	}
+	if err == nil {
+		// The header is read and written in little endian whatever the host's order is.
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1)
+	}
+	if err != nil {
+		return nil, errors.Join(createError(d.Name, err), unix.Close(fd))
+	}
+	file := os.NewFile(uintptr(fd), devTun)
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("polling TAP %s: %w", d.Name, err), file.Close())
+	}
+	q := &vnetQueue{
+		file: file, fd: fd, raw: raw,
+		mem: make([]byte, readBudget+vnetHeader+maxFrame),
+		iov: make([]unix.Iovec, maxPieces+1),
+	}
+	q.fill = q.drain
+	return q, nil
+}
+
+// setOffload asks for all that c wants and takes what the kernel gives. Checksum offload is always there.
+func (d *Device) setOffload(c Config, fds []int) error {
+	want := uint(unix.TUN_F_CSUM)
+	d.Offload = Offload{Checksum: true}
+	try := func(name string, bits uint) bool {
+		for _, fd := range fds {
+			if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(want|bits)); err != nil {
+				d.Missing[name] = fmt.Errorf("the kernel's TUN driver does not offer it: %w", err)
+				return false
+			}
+		}
+		want |= bits
+		return true
+	}
+	if !try("checksum", 0) {
+		return fmt.Errorf("turning on checksum offload of TAP %s: %w", d.Name, d.Missing["checksum"])
+	}
+	if c.TSO {
+		d.Offload.TSO = try("tso", unix.TUN_F_TSO4|unix.TUN_F_TSO6|unix.TUN_F_TSO_ECN)
+	}
+	if c.USO && d.Offload.TSO {
+		d.Offload.USO = try("uso", unix.TUN_F_USO4|unix.TUN_F_USO6)
+	}
+	return nil
+}
+
+func (q *vnetQueue) Read(frames []frame.Frame) (int, error) {
+	q.frames, q.n, q.err = frames, 0, nil
+	if err := q.raw.Read(q.fill); err != nil {
+		return 0, err
+	}
+	if q.n == 0 {
+		return 0, q.err
+	}
+	return q.n, nil
+}
+
+// drain reads until the batch is full or the queue empty. It reports false, so that the poller waits, only
+// if there was nothing at all. An error behind frames will show again at the next read.
+func (q *vnetQueue) drain(uintptr) bool {
+	off := 0
+	for q.n < len(q.frames) && off < readBudget {
+		n, err := unix.Read(q.fd, q.mem[off:])
+		if err != nil {
+			if err == unix.EINTR {
+				continue
+			}
+			if err == unix.EAGAIN {
+				return q.n > 0
+			}
+			q.err = err
+			return true
+		}
+		if n < vnetHeader {
+			q.err = unix.EIO
+			return true
+		}
+		f := &q.frames[q.n]
+		f.Offload.Decode(q.mem[off : off+vnetHeader])
+		f.Buf = q.mem[off+vnetHeader-frame.Headroom : off+n : off+n]
+		q.n++
+		off += (n + 63) &^ 63
+	}
+	return true
+}
+
+func (q *vnetQueue) Write(offload *header.VirtioNet, pieces [][]byte) error {
+	if len(pieces) > maxPieces {
+		return unix.EMSGSIZE
+	}
+	offload.Encode(q.hdr[:])
+	q.iov[0].Base = &q.hdr[0]
+	q.iov[0].SetLen(vnetHeader)
+	for i, p := range pieces {
+		if len(p) == 0 {
+			q.iov[i+1] = unix.Iovec{}
+			continue
+		}
+		q.iov[i+1].Base = &p[0]
+		q.iov[i+1].SetLen(len(p))
+	}
+	for {
+		// The pieces stay reachable: iov holds typed pointers to them.
+		_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&q.iov[0])), uintptr(len(pieces)+1))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+			continue
+		}
+		return errno
+	}
+}

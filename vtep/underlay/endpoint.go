@@ -1,0 +1,290 @@
+package underlay
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	receiveBuffer = 4 << 20 // bytes of socket buffer: 50 ms of 1 Gb/s while the reader is elsewhere
+	sendBuffer    = 4 << 20
+	// sendWait is how long a send may wait for room in the socket's buffer before the datagram counts as
+	// dropped. Waiting is what slows TCP down to the device's pace.
+	sendWait = 10 * time.Millisecond
+	// The dynamic range of RFC 7348, section 5 and RFC 6335.
+	firstSource, lastSource = 49152, 65535
+	// MaxSegments is how many datagrams may go into one send: the limit before Linux 6.9, which allows 128.
+	MaxSegments = 63
+)
+
+// Config says how to open an Endpoint.
+type Config struct {
+	Local     netip.Addr
+	Port      uint16 // of VXLAN, here and at the peers
+	TTL       int    // TTL or hop limit, 1 to 255
+	Checksum  bool   // send outer UDP checksums; without, over IPv4, GSO is off too
+	Receivers int    // receiving sockets, over which the kernel spreads flows
+	Sources   int    // sending sockets, a power of two; 0 = send from the VXLAN port itself
+	GSO       bool
+	GRO       bool
+	Batch     bool // several datagrams a system call
+	Log       *slog.Logger
+}
+
+// Endpoint is one local address of the underlay.
+type Endpoint struct {
+	Local     netip.Addr
+	Receivers []*Receiver
+	// Missing tells why something that was asked for is not there, by the names "gso" and "gro".
+	Missing map[string]error
+
+	log     *slog.Logger
+	batch   int // messages a system call
+	sources []int
+	owned   []int // file descriptors to close, the receivers' excepted
+	gso     atomic.Bool
+
+	mu   sync.Mutex
+	icmp map[netip.Addr]PeerError
+}
+
+// PeerError is the last ICMP error that came back for datagrams to a peer.
+type PeerError struct {
+	Err  unix.Errno // ECONNREFUSED for port unreachable, and so on
+	Time time.Time
+}
+
+// Open opens the sockets of an endpoint. The error wraps unix.EADDRINUSE if the port is taken and
+// unix.EADDRNOTAVAIL if no interface has the address.
+func Open(c Config) (*Endpoint, error) {
+	e := &Endpoint{Local: c.Local, Missing: map[string]error{}, log: c.Log, batch: 1, icmp: map[netip.Addr]PeerError{}}
+	if c.Batch {
+		e.batch = maxBatch
+	}
+	if err := e.open(c); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening UDP %v: %w", netip.AddrPortFrom(c.Local, c.Port), err), e.Close())
+	}
+	return e, nil
+}
+
+func (e *Endpoint) open(c Config) error {
+	if c.Receivers > 1 {
+		// With SO_REUSEPORT a second daemon of the same user could share the port unseen. A socket without it
+		// finds out.
+		fd, err := udpSocket(c)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(bind(fd, c.Local, c.Port), unix.Close(fd)); err != nil {
+			return err
+		}
+	}
+	for range c.Receivers {
+		fd, err := e.receiver(c)
+		if err != nil {
+			return err
+		}
+		r, err := newReceiver(fd, c)
+		if err != nil {
+			return err
+		}
+		e.Receivers = append(e.Receivers, r)
+	}
+	e.gso.Store(c.GSO)
+	if c.GSO && !c.Checksum && c.Local.Is4() {
+		e.gso.Store(false)
+		e.Missing["gso"] = errors.New("the outer checksum is off, and the kernel segments only with it")
+	}
+	if c.Sources == 0 {
+		e.sources = []int{e.Receivers[0].fd}
+		return e.sending(e.Receivers[0].fd, c)
+	}
+	for range c.Sources {
+		fd, err := e.source(c)
+		if err != nil {
+			return err
+		}
+		e.sources = append(e.sources, fd)
+	}
+	return nil
+}
+
+// receiver opens a socket on the VXLAN port.
+func (e *Endpoint) receiver(c Config) (int, error) {
+	fd, err := udpSocket(c)
+	if err != nil {
+		return -1, err
+	}
+	if c.Receivers > 1 {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+	}
+	err = errors.Join(err, setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer))
+	if c.Local.Is4() {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1))
+	} else {
+		err = errors.Join(err,
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1),
+			// A peer may leave the checksum out (RFC 6935, for tunnels such as this).
+			unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1))
+	}
+	if c.GRO {
+		if gro := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1); gro != nil {
+			e.Missing["gro"] = fmt.Errorf("setting UDP_GRO: %w", gro)
+		}
+	}
+	if err = errors.Join(err, unix.SetNonblock(fd, true)); err == nil {
+		err = bind(fd, c.Local, c.Port)
+	}
+	if err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// source opens a socket that only sends.
+func (e *Endpoint) source(c Config) (int, error) {
+	fd, err := udpSocket(c)
+	if err != nil {
+		return -1, err
+	}
+	e.owned = append(e.owned, fd)
+	if err := e.sending(fd, c); err != nil {
+		return -1, err
+	}
+	// What strangers send to this port is discarded before it takes memory.
+	none := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none[0]}); err != nil {
+		return -1, fmt.Errorf("attaching a filter: %w", err)
+	}
+	const tries = 64
+	for range tries {
+		port := firstSource + rand.IntN(lastSource-firstSource+1)
+		if port == int(c.Port) {
+			continue
+		}
+		err = bind(fd, c.Local, uint16(port))
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return fd, err
+		}
+	}
+	return -1, fmt.Errorf("finding a free source port from %d to %d in %d tries: %w", firstSource, lastSource, tries, err)
+}
+
+// sending sets what a socket that sends needs.
+func (e *Endpoint) sending(fd int, c Config) error {
+	wait := unix.NsecToTimeval(sendWait.Nanoseconds())
+	err := errors.Join(
+		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait))
+	if c.Local.Is4() {
+		err = errors.Join(err,
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, c.TTL),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1))
+		if !c.Checksum {
+			err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1))
+		}
+	} else {
+		err = errors.Join(err,
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, c.TTL),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
+	}
+	if err != nil {
+		return fmt.Errorf("setting socket options: %w", err)
+	}
+	if e.gso.Load() {
+		// 0 is the default and changes nothing, but a kernel without UDP_SEGMENT refuses it.
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 0); err != nil {
+			e.gso.Store(false)
+			e.Missing["gso"] = fmt.Errorf("setting UDP_SEGMENT: %w", err)
+		}
+	}
+	return nil
+}
+
+// GSO reports whether sends carry several datagrams.
+func (e *Endpoint) GSO() bool { return e.gso.Load() }
+
+// Buckets returns the number of sources.
+func (e *Endpoint) Buckets() int { return len(e.sources) }
+
+// PeerErrors returns the last ICMP error for each peer that one came back for.
+func (e *Endpoint) PeerErrors() map[netip.Addr]PeerError {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := make(map[netip.Addr]PeerError, len(e.icmp))
+	for a, v := range e.icmp {
+		out[a] = v
+	}
+	return out
+}
+
+// Overflow returns how many datagrams the kernel dropped because a receive buffer was full.
+func (e *Endpoint) Overflow() uint64 {
+	var n uint64
+	for _, r := range e.Receivers {
+		n += r.overflow()
+	}
+	return n
+}
+
+// Interrupt makes every blocked or future Receive return.
+func (e *Endpoint) Interrupt() {
+	for _, r := range e.Receivers {
+		_ = r.file.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// Close closes all sockets. No Receive or Send may be under way.
+func (e *Endpoint) Close() error {
+	var errs []error
+	for _, r := range e.Receivers {
+		errs = append(errs, r.file.Close())
+	}
+	for _, fd := range e.owned {
+		errs = append(errs, unix.Close(fd))
+	}
+	e.Receivers, e.owned = nil, nil
+	return errors.Join(errs...)
+}
+
+func udpSocket(c Config) (int, error) {
+	family := unix.AF_INET
+	if c.Local.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	if err != nil {
+		return -1, fmt.Errorf("making a socket: %w", err)
+	}
+	if family == unix.AF_INET6 {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return -1, errors.Join(err, unix.Close(fd))
+		}
+	}
+	return fd, nil
+}
+
+func bind(fd int, a netip.Addr, port uint16) error {
+	if a.Is4() {
+		return unix.Bind(fd, &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)})
+	}
+	return unix.Bind(fd, &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)})
+}
+
+// setBuffer asks for more than net.core.*mem_max first, which needs CAP_NET_ADMIN.
+func setBuffer(fd, force, plain, size int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) == nil {
+		return nil
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size)
+}

@@ -1,0 +1,278 @@
+package underlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/dataplane/forward"
+	"github.com/overlayd/overlayd/dataplane/header"
+)
+
+// Destination is a peer as the kernel wants it.
+type Destination struct {
+	Endpoint *Endpoint // from which it is reached; nil if it cannot be
+	name     [nameLen]byte
+	nameLen  uint32
+}
+
+// NewDestination describes the peer at a, reached from e, which has an address of the same family.
+func NewDestination(e *Endpoint, a netip.Addr, port uint16) Destination {
+	d := Destination{Endpoint: e}
+	binary.BigEndian.PutUint16(d.name[2:], port)
+	if a.Is4() {
+		binary.NativeEndian.PutUint16(d.name[:], unix.AF_INET)
+		b := a.As4()
+		copy(d.name[4:], b[:])
+		d.nameLen = unix.SizeofSockaddrInet4
+	} else {
+		binary.NativeEndian.PutUint16(d.name[:], unix.AF_INET6)
+		b := a.As16()
+		copy(d.name[8:], b[:])
+		d.nameLen = unix.SizeofSockaddrInet6
+	}
+	return d
+}
+
+// Reporter is told what became of each send; *forward.Egress is one. A send of several datagrams may be
+// reported in parts.
+type Reporter interface {
+	Report(s *forward.Send, frames, bytes int, outcome forward.DropReason)
+}
+
+// message is what stands behind one entry of Sender.msgs.
+type message struct {
+	send   *forward.Send
+	frames int
+	bytes  int
+}
+
+const (
+	senderIovecs = 4096
+	sendControl  = 64
+)
+
+// Sender hands sends to the kernel. It belongs to one goroutine and allocates nothing once made.
+type Sender struct {
+	msgs []unix.Mmsghdr
+	meta [maxBatch]message
+	iov  []unix.Iovec
+	ctl  []byte
+	n    int // messages filled
+	niov int // iovecs used
+	from *Endpoint
+	fd   int
+	redo []*forward.Send // to be sent once more, without segmentation
+}
+
+// NewSender makes a Sender.
+func NewSender() *Sender {
+	return &Sender{
+		msgs: make([]unix.Mmsghdr, maxBatch),
+		iov:  make([]unix.Iovec, senderIovecs),
+		ctl:  make([]byte, maxBatch*sendControl),
+		redo: make([]*forward.Send, 0, maxBatch),
+	}
+}
+
+// Send hands every send to the kernel, in order for each source, and reports each. pieces are those that
+// the sends refer to; dest is indexed by VTEPID.
+func (s *Sender) Send(sends []forward.Send, pieces [][]byte, dest []Destination, to Reporter) {
+	for i := range sends {
+		s.add(&sends[i], pieces, dest, to)
+	}
+	s.flush(to)
+	// Their endpoints have learned by now that they cannot segment, so that nothing is added here.
+	for _, snd := range s.redo {
+		s.add(snd, pieces, dest, to)
+	}
+	s.flush(to)
+	s.redo = s.redo[:0]
+}
+
+// add fills in the messages of one send.
+func (s *Sender) add(snd *forward.Send, pieces [][]byte, dest []Destination, to Reporter) {
+	if int(snd.VTEP) >= len(dest) || dest[snd.VTEP].Endpoint == nil {
+		to.Report(snd, snd.Frames, snd.Bytes, forward.SendUnreachable)
+		return
+	}
+	d := &dest[snd.VTEP]
+	e := d.Endpoint
+	fd := e.sources[snd.Bucket&(len(e.sources)-1)]
+	if fd != s.fd || e != s.from {
+		s.flush(to)
+		s.fd, s.from = fd, e
+	}
+	parts := pieces[snd.First:snd.End]
+	if snd.Frames == 1 || e.gso.Load() {
+		s.message(snd, d, parts, snd.Frames, snd.Bytes, to)
+		return
+	}
+	for len(parts) > 0 {
+		one := parts[:snd.PerDatagram]
+		parts = parts[snd.PerDatagram:]
+		bytes := -header.VXLANLen
+		for _, p := range one {
+			bytes += len(p)
+		}
+		s.message(snd, d, one, 1, bytes, to)
+	}
+}
+
+// message fills in one message.
+func (s *Sender) message(snd *forward.Send, d *Destination, parts [][]byte, frames, bytes int, to Reporter) {
+	if s.n == d.Endpoint.batch || s.niov+len(parts) > len(s.iov) {
+		s.flush(to)
+	}
+	h := &s.msgs[s.n].Hdr
+	h.Name, h.Namelen = &d.name[0], d.nameLen
+	h.Iov = &s.iov[s.niov]
+	for _, p := range parts {
+		v := &s.iov[s.niov]
+		s.niov++
+		*v = unix.Iovec{}
+		if len(p) > 0 {
+			v.Base = &p[0]
+			v.SetLen(len(p))
+		}
+	}
+	h.SetIovlen(len(parts))
+	ctl := s.ctl[s.n*sendControl : s.n*sendControl : (s.n+1)*sendControl]
+	if frames > 1 {
+		ctl = appendControl(ctl, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
+		binary.NativeEndian.PutUint16(ctl[unix.CmsgLen(0):], uint16(snd.Size))
+	}
+	if snd.TOS != 0 {
+		level, typ := int32(unix.IPPROTO_IP), int32(unix.IP_TOS)
+		if d.nameLen == unix.SizeofSockaddrInet6 {
+			level, typ = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+		}
+		at := len(ctl)
+		ctl = appendControl(ctl, level, typ, 4)
+		binary.NativeEndian.PutUint32(ctl[at+unix.CmsgLen(0):], uint32(snd.TOS))
+	}
+	h.Control = nil
+	if len(ctl) > 0 {
+		h.Control = &ctl[0]
+	}
+	h.SetControllen(len(ctl))
+	s.meta[s.n] = message{send: snd, frames: frames, bytes: bytes}
+	s.n++
+}
+
+// appendControl appends the header of a control message and room for size bytes of data.
+func appendControl(b []byte, level, typ int32, size int) []byte {
+	at := len(b)
+	b = b[:at+unix.CmsgSpace(size)]
+	clear(b[at:])
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[at]))
+	h.Level, h.Type = level, typ
+	h.SetLen(unix.CmsgLen(size))
+	return b
+}
+
+// flush sends what is filled in.
+func (s *Sender) flush(to Reporter) {
+	n := s.n
+	s.n, s.niov = 0, 0
+	tried := false
+	for i := 0; i < n; {
+		// Everything that the kernel reads stays reachable: msgs and iov hold typed pointers.
+		r, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(n-i), 0, 0, 0)
+		if errno == 0 {
+			for range int(r) {
+				m := &s.meta[i]
+				to.Report(m.send, m.frames, m.bytes, forward.NotDropped)
+				i++
+			}
+			tried = false
+			continue
+		}
+		m := &s.meta[i]
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno == unix.EIO && m.frames > 1:
+			s.from.noGSO()
+			s.redo = append(s.redo, m.send)
+		case !tried && errno != unix.EAGAIN:
+			// It may be the echo of an earlier datagram: an ICMP error that the kernel hands to the next send,
+			// which it then does not do.
+			s.from.drainErrors(s.fd)
+			tried = true
+			continue
+		default:
+			to.Report(m.send, m.frames, m.bytes, outcome(errno))
+		}
+		tried = false
+		i++
+	}
+}
+
+// outcome names the reason for an error of a send.
+func outcome(errno unix.Errno) forward.DropReason {
+	switch errno {
+	case unix.ENOBUFS, unix.EAGAIN, unix.ENOMEM:
+		return forward.SendNoBuffer
+	case unix.EPERM, unix.EACCES:
+		return forward.SendDenied
+	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ENETDOWN, unix.EADDRNOTAVAIL, unix.ENODEV:
+		return forward.SendUnreachable
+	case unix.EMSGSIZE:
+		return forward.SendTooBig
+	}
+	return forward.SendFailed
+}
+
+// noGSO turns segmentation off for good: the device said that it cannot (EIO).
+func (e *Endpoint) noGSO() {
+	if e.gso.CompareAndSwap(true, false) {
+		e.log.Warn("UDP segmentation offload is off from now on: the underlay device refused it; throughput will be lower",
+			"address", e.Local, "error", unix.EIO)
+	}
+}
+
+// drainErrors takes the ICMP errors off the socket's error queue and keeps the last one for each peer.
+func (e *Endpoint) drainErrors(fd int) {
+	var data [64]byte
+	var ctl [512]byte
+	for {
+		_, n, _, from, err := unix.Recvmsg(fd, data[:], ctl[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if err != nil {
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			return
+		}
+		var peer netip.Addr
+		switch a := from.(type) {
+		case *unix.SockaddrInet4:
+			peer = netip.AddrFrom4(a.Addr)
+		case *unix.SockaddrInet6:
+			peer = netip.AddrFrom16(a.Addr)
+		}
+		if msgs, err := unix.ParseSocketControlMessage(ctl[:n]); err == nil {
+			for _, m := range msgs {
+				// struct sock_extended_err begins with the errno.
+				if (m.Header.Type == unix.IP_RECVERR || m.Header.Type == unix.IPV6_RECVERR) && len(m.Data) >= 4 {
+					e.notePeerError(peer, unix.Errno(binary.NativeEndian.Uint32(m.Data)))
+				}
+			}
+		}
+	}
+}
+
+// maxPeerErrors bounds what strangers' errors can make us keep.
+const maxPeerErrors = 4096
+
+func (e *Endpoint) notePeerError(peer netip.Addr, errno unix.Errno) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, known := e.icmp[peer]; known || len(e.icmp) < maxPeerErrors {
+		e.icmp[peer] = PeerError{Err: errno, Time: time.Now()}
+	}
+}

@@ -1,0 +1,249 @@
+package vtep
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/dataplane/fdb"
+	"github.com/overlayd/overlayd/dataplane/forward"
+	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/dataplane/mtu"
+	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/underlay"
+)
+
+const (
+	defaultTTL  = 64
+	sourcePorts = 16  // sockets a local address; each costs a file descriptor and no memory to speak of
+	sampleCount = 256 // recent drops that are kept
+)
+
+// ConfigError says which field of a Config is at fault.
+type ConfigError struct {
+	Field string // such as networks[0].vni
+	Err   error
+}
+
+func (e *ConfigError) Error() string { return e.Field + ": " + e.Err.Error() }
+
+// Unwrap returns what is wrong with the field.
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// ErrNoNetwork means that no network has the name that was asked for.
+var ErrNoNetwork = errors.New("no such network")
+
+// VTEP forwards between the TAPs of its networks and the underlay.
+type VTEP struct {
+	cfg      Config
+	log      *slog.Logger
+	start    time.Time // zero of the packet path's clock
+	features *features
+	tables   *forward.Tables
+	samples  *forward.Samples
+	drops    forward.Drops // of datagrams that belong to no network
+	traffic  struct{ in, out datagrams }
+	networks []*network
+
+	// sendMu is held for reading while a batch is being sent, and for writing to replace what is below.
+	sendMu    sync.RWMutex
+	endpoints []*underlay.Endpoint // at most one of each family
+	dests     []underlay.Destination
+	retired   atomic.Uint64 // receive overflow of endpoints that are gone
+
+	mu    sync.Mutex
+	peers map[netip.Addr]PeerStatus // as found at the last look at the routes
+}
+
+// New makes everything that cfg names: sockets, TAPs with their addresses and MTU. What it made is ready to
+// forward as soon as Run is called. On error nothing is left behind; the error is a *ConfigError if the
+// configuration is at fault.
+func New(cfg Config) (*VTEP, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.Underlay.Port == 0 {
+		cfg.Underlay.Port = header.VXLANPort
+	}
+	if cfg.Underlay.TTL == 0 {
+		cfg.Underlay.TTL = defaultTTL
+	}
+	if cfg.Queues == 0 {
+		cfg.Queues = max(1, min(runtime.NumCPU()/2, 8))
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	f, err := newFeatures(cfg.Disable)
+	if err != nil {
+		return nil, err
+	}
+	v := &VTEP{
+		cfg: cfg, log: cfg.Log, start: time.Now(),
+		features: f,
+		tables:   forward.NewTables(),
+		samples:  forward.NewSamples(sampleCount),
+		peers:    map[netip.Addr]PeerStatus{},
+	}
+	if err := v.open(); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
+
+func (v *VTEP) open() error {
+	locals, err := v.localAddresses()
+	if err != nil {
+		return err
+	}
+	for _, a := range locals {
+		e, err := v.openEndpoint(a)
+		if err != nil {
+			return err
+		}
+		v.endpoints = append(v.endpoints, e)
+	}
+	for i := range v.cfg.Networks {
+		n, err := v.openNetwork(&v.cfg.Networks[i])
+		if err != nil {
+			return fmt.Errorf("network %s: %w", v.cfg.Networks[i].Name, err)
+		}
+		v.networks = append(v.networks, n)
+		if err := v.tables.AddNetwork(n.fwd); err != nil {
+			return err
+		}
+	}
+	v.readRoutes()
+	v.publishDestinations()
+	for _, n := range v.networks {
+		if err := v.applyMTU(n); err != nil {
+			return fmt.Errorf("network %s: %w", n.cfg.Name, err)
+		}
+		if err := n.up(); err != nil {
+			return fmt.Errorf("network %s: %w", n.cfg.Name, err)
+		}
+	}
+	return nil
+}
+
+// Close removes all interfaces and closes all sockets. Run must have returned, or never been called.
+func (v *VTEP) Close() error {
+	var errs []error
+	for _, n := range v.networks {
+		if err := n.dev.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("removing %s: %w", n.cfg.Device, err))
+		}
+	}
+	for _, e := range v.endpoints {
+		if err := e.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("closing the sockets of %v: %w", e.Local, err))
+		}
+	}
+	v.networks, v.endpoints = nil, nil
+	return errors.Join(errs...)
+}
+
+// localAddresses returns the configured addresses or, without any, the source address of the route to the
+// first peer of each family that has one.
+func (v *VTEP) localAddresses() ([]netip.Addr, error) {
+	if a := v.cfg.Underlay.Addresses; len(a) > 0 {
+		return a, nil
+	}
+	byFamily := map[mtu.Family]netip.Addr{}
+	var order []netip.Addr
+	var failed error
+	for _, n := range v.cfg.Networks {
+		for _, p := range n.Peers {
+			if byFamily[mtu.FamilyOf(p)].IsValid() {
+				continue
+			}
+			r, err := link.RouteTo(p)
+			if err != nil {
+				failed = err
+				continue
+			}
+			byFamily[mtu.FamilyOf(p)] = r.Src
+			order = append(order, r.Src)
+		}
+	}
+	if len(order) == 0 {
+		if failed == nil {
+			failed = errors.New("no network has a peer")
+		}
+		return nil, fmt.Errorf("choosing the underlay address: %w; state it as underlay.addresses", failed)
+	}
+	return order, nil
+}
+
+// openEndpoint opens the sockets at the local address a.
+func (v *VTEP) openEndpoint(a netip.Addr) (*underlay.Endpoint, error) {
+	c := underlay.Config{
+		Local: a, Port: v.cfg.Underlay.Port, TTL: v.cfg.Underlay.TTL,
+		Checksum:  v.cfg.Underlay.Checksum != ChecksumOff || a.Is6(),
+		Receivers: v.cfg.Queues,
+		Sources:   v.buckets(),
+		GSO:       v.features.on(FeatureUDPGSO),
+		GRO:       v.features.on(FeatureUDPGRO),
+		Batch:     v.features.on(FeatureUDPBatch),
+		Log:       v.log,
+	}
+	if !v.features.on(FeatureSourcePorts) {
+		c.Sources = 0
+	}
+	e, err := underlay.Open(c)
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EADDRINUSE):
+		owner := link.UDPPortOwner(netip.AddrPortFrom(a, c.Port))
+		if owner == "" {
+			owner = "another socket"
+		}
+		return nil, fmt.Errorf("opening the underlay: UDP port %d of %v is taken by %s: stop it, or choose another underlay.port on all hosts: %w", c.Port, a, owner, err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("opening the underlay: no interface of this host has the address %v: correct underlay.addresses, or leave it out to have it derived: %w", a, err)
+	default:
+		return nil, fmt.Errorf("opening the underlay: %w", err)
+	}
+	v.features.missing(FeatureUDPGSO, e.Missing["gso"])
+	v.features.missing(FeatureUDPGRO, e.Missing["gro"])
+	return e, nil
+}
+
+// buckets returns how many source ports flows are spread over.
+func (v *VTEP) buckets() int {
+	if v.features.on(FeatureSourcePorts) {
+		return sourcePorts
+	}
+	return 1
+}
+
+// now returns the time of the packet path's clock, in nanoseconds since New.
+func (v *VTEP) now() int64 { return int64(time.Since(v.start)) }
+
+// publishDestinations makes senders use the current endpoints for all VTEPs.
+func (v *VTEP) publishDestinations() {
+	v.sendMu.Lock()
+	defer v.sendMu.Unlock()
+	v.dests = v.dests[:0:0]
+	for id := fdb.VTEPID(0); int(id) < v.tables.VTEPs(); id++ {
+		a := v.tables.VTEP(id).Addr
+		v.dests = append(v.dests, underlay.NewDestination(v.endpointFor(a), a, v.cfg.Underlay.Port))
+	}
+}
+
+// endpointFor returns the endpoint of a's family, or nil.
+func (v *VTEP) endpointFor(a netip.Addr) *underlay.Endpoint {
+	for _, e := range v.endpoints {
+		if mtu.FamilyOf(e.Local) == mtu.FamilyOf(a) {
+			return e
+		}
+	}
+	return nil
+}
