@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/vtep/poll"
 )
 
 // Queue is one queue of a TAP.
@@ -52,7 +52,9 @@ type Device struct {
 	// "multiqueue".
 	Missing map[string]error
 
-	files []*os.File
+	interrupter *poll.Interrupter // of the vnet backend
+	interrupt   func()
+	closers     []func() error
 }
 
 // ErrNoDevice means that the TUN/TAP driver is not there.
@@ -76,18 +78,13 @@ func Open(c Config) (*Device, error) {
 }
 
 // Interrupt makes every blocked or future Read return.
-func (d *Device) Interrupt() {
-	for _, f := range d.files {
-		// It fails only for a file that was closed, whose readers have returned.
-		_ = f.SetReadDeadline(time.Unix(1, 0))
-	}
-}
+func (d *Device) Interrupt() { d.interrupt() }
 
 // Close removes the interface. No Read or Write may be under way.
 func (d *Device) Close() error {
 	var errs []error
-	for _, f := range d.files {
-		errs = append(errs, f.Close())
+	for _, c := range d.closers {
+		errs = append(errs, c())
 	}
 	return errors.Join(errs...)
 }

@@ -3,14 +3,13 @@ package tap
 import (
 	"errors"
 	"fmt"
-	"os"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/vtep/poll"
 )
 
 const (
@@ -26,21 +25,22 @@ const (
 // Frames of a batch lie behind each other in mem, each behind its virtio-net header, and so near to each
 // other that a batch stays in the cache.
 type vnetQueue struct {
-	file   *os.File
-	fd     int
-	raw    syscall.RawConn
-	mem    []byte
-	fill   func(fd uintptr) bool // q.drain, bound once: a method value allocates
-	frames []frame.Frame         // being filled by drain
-	n      int
-	err    error
-
-	hdr [vnetHeader]byte
-	iov []unix.Iovec
+	fd   int
+	wait *poll.Waiter
+	mem  []byte
+	hdr  [vnetHeader]byte
+	iov  []unix.Iovec
 }
 
 func openVNet(c Config) (*Device, error) {
-	d := &Device{Name: c.Name, Backend: "vnet", Missing: map[string]error{}}
+	i, err := poll.NewInterrupter()
+	if err != nil {
+		return nil, fmt.Errorf("opening TAP %s: %w", c.Name, err)
+	}
+	d := &Device{
+		Name: c.Name, Backend: "vnet", Missing: map[string]error{},
+		interrupter: i, interrupt: i.Interrupt, closers: []func() error{i.Close},
+	}
 	var fds []int
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if c.Queues > 1 {
@@ -62,10 +62,10 @@ func openVNet(c Config) (*Device, error) {
 			break
 		}
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, d.Close())
 		}
 		d.Queues = append(d.Queues, q)
-		d.files = append(d.files, q.file)
+		d.closers = append(d.closers, func() error { return unix.Close(q.fd) })
 		fds = append(fds, q.fd)
 		if flags&unix.IFF_MULTI_QUEUE == 0 {
 			break
@@ -97,18 +97,12 @@ func (d *Device) openQueue(flags uint16) (*vnetQueue, error) {
 	if err != nil {
 		return nil, errors.Join(createError(d.Name, err), unix.Close(fd))
 	}
-	file := os.NewFile(uintptr(fd), devTun)
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("polling TAP %s: %w", d.Name, err), file.Close())
-	}
-	q := &vnetQueue{
-		file: file, fd: fd, raw: raw,
-		mem: make([]byte, readBudget+vnetHeader+maxFrame),
-		iov: make([]unix.Iovec, maxPieces+1),
-	}
-	q.fill = q.drain
-	return q, nil
+	return &vnetQueue{
+		fd:   fd,
+		wait: poll.NewWaiter(fd, d.interrupter),
+		mem:  make([]byte, readBudget+vnetHeader+maxFrame),
+		iov:  make([]unix.Iovec, maxPieces+1),
+	}, nil
 }
 
 // setOffload asks for all that c wants and takes what the kernel gives. Checksum offload is always there.
@@ -138,43 +132,44 @@ func (d *Device) setOffload(c Config, fds []int) error {
 }
 
 func (q *vnetQueue) Read(frames []frame.Frame) (int, error) {
-	q.frames, q.n, q.err = frames, 0, nil
-	if err := q.raw.Read(q.fill); err != nil {
-		return 0, err
+	for {
+		n, err := q.drain(frames)
+		if n > 0 {
+			// An error behind frames will show again at the next read.
+			return n, nil
+		}
+		if err != unix.EAGAIN {
+			return 0, err
+		}
+		if err := q.wait.Wait(); err != nil {
+			return 0, err
+		}
 	}
-	if q.n == 0 {
-		return 0, q.err
-	}
-	return q.n, nil
 }
 
-// drain reads until the batch is full or the queue empty. It reports false, so that the poller waits, only
-// if there was nothing at all. An error behind frames will show again at the next read.
-func (q *vnetQueue) drain(uintptr) bool {
-	off := 0
-	for q.n < len(q.frames) && off < readBudget {
-		n, err := unix.Read(q.fd, q.mem[off:])
-		if err != nil {
-			if err == unix.EINTR {
-				continue
-			}
-			if err == unix.EAGAIN {
-				return q.n > 0
-			}
-			q.err = err
-			return true
+// drain reads until the batch is full or the queue is empty.
+func (q *vnetQueue) drain(frames []frame.Frame) (int, error) {
+	k, off := 0, 0
+	for k < len(frames) && off < readBudget {
+		// The descriptor does not block, so that the scheduler need not know: see package poll.
+		r, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&q.mem[off])), uintptr(len(q.mem)-off))
+		if errno == unix.EINTR {
+			continue
 		}
+		if errno != 0 {
+			return k, errno
+		}
+		n := int(r)
 		if n < vnetHeader {
-			q.err = unix.EIO
-			return true
+			return k, unix.EIO
 		}
-		f := &q.frames[q.n]
+		f := &frames[k]
 		f.Offload.Decode(q.mem[off : off+vnetHeader])
 		f.Buf = q.mem[off+vnetHeader-frame.Headroom : off+n : off+n]
-		q.n++
+		k++
 		off += (n + 63) &^ 63
 	}
-	return true
+	return k, nil
 }
 
 func (q *vnetQueue) Write(offload *header.VirtioNet, pieces [][]byte) error {
@@ -194,7 +189,7 @@ func (q *vnetQueue) Write(offload *header.VirtioNet, pieces [][]byte) error {
 	}
 	for {
 		// The pieces stay reachable: iov holds typed pointers to them.
-		_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&q.iov[0])), uintptr(len(pieces)+1))
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&q.iov[0])), uintptr(len(pieces)+1))
 		switch errno {
 		case 0:
 			return nil

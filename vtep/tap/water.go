@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
@@ -48,7 +49,11 @@ func openWater(c Config) (*Device, error) {
 			mem: make([]byte, frame.Headroom+maxFrame),
 			out: make([]byte, 0, maxFrame),
 		}},
-		files: []*os.File{file},
+		closers: []func() error{dev.Close},
+		interrupt: func() {
+			// It fails only for a file that was closed, whose readers have returned.
+			_ = file.SetReadDeadline(time.Unix(1, 0))
+		},
 	}, nil
 }
 

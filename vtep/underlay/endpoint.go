@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/vtep/poll"
 )
 
 const (
@@ -49,8 +51,10 @@ type Endpoint struct {
 	log     *slog.Logger
 	batch   int // messages a system call
 	sources []int
-	owned   []int // file descriptors to close, the receivers' excepted
+	owned   []int // file descriptors to close
 	gso     atomic.Bool
+
+	interrupter *poll.Interrupter
 
 	mu   sync.Mutex
 	icmp map[netip.Addr]PeerError
@@ -76,6 +80,10 @@ func Open(c Config) (*Endpoint, error) {
 }
 
 func (e *Endpoint) open(c Config) error {
+	var err error
+	if e.interrupter, err = poll.NewInterrupter(); err != nil {
+		return err
+	}
 	if c.Receivers > 1 {
 		// With SO_REUSEPORT a second daemon of the same user could share the port unseen. A socket without it
 		// finds out.
@@ -92,11 +100,8 @@ func (e *Endpoint) open(c Config) error {
 		if err != nil {
 			return err
 		}
-		r, err := newReceiver(fd, c)
-		if err != nil {
-			return err
-		}
-		e.Receivers = append(e.Receivers, r)
+		e.owned = append(e.owned, fd)
+		e.Receivers = append(e.Receivers, newReceiver(fd, e.interrupter, c))
 	}
 	e.gso.Store(c.GSO)
 	if c.GSO && !c.Checksum && c.Local.Is4() {
@@ -238,22 +243,18 @@ func (e *Endpoint) Overflow() uint64 {
 }
 
 // Interrupt makes every blocked or future Receive return.
-func (e *Endpoint) Interrupt() {
-	for _, r := range e.Receivers {
-		_ = r.file.SetReadDeadline(time.Unix(1, 0))
-	}
-}
+func (e *Endpoint) Interrupt() { e.interrupter.Interrupt() }
 
 // Close closes all sockets. No Receive or Send may be under way.
 func (e *Endpoint) Close() error {
 	var errs []error
-	for _, r := range e.Receivers {
-		errs = append(errs, r.file.Close())
+	if e.interrupter != nil {
+		errs = append(errs, e.interrupter.Close())
 	}
 	for _, fd := range e.owned {
 		errs = append(errs, unix.Close(fd))
 	}
-	e.Receivers, e.owned = nil, nil
+	e.Receivers, e.owned, e.interrupter = nil, nil, nil
 	return errors.Join(errs...)
 }
 

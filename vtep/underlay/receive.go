@@ -2,16 +2,13 @@ package underlay
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"net/netip"
-	"os"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/forward"
+	"github.com/overlayd/overlayd/vtep/poll"
 )
 
 const (
@@ -28,28 +25,18 @@ const (
 
 // Receiver is one socket on the VXLAN port.
 type Receiver struct {
-	file  *os.File
 	fd    int
-	raw   syscall.RawConn
-	batch int
-	fill  func(fd uintptr) bool // r.drain, bound once
-
-	mem  []byte
-	msgs []unix.Mmsghdr
-	iov  []unix.Iovec
-	name []byte
-	ctl  []byte
-	n    int
-	errn unix.Errno
+	wait  *poll.Waiter
+	batch int // buffers a receive
+	mem   []byte
+	msgs  []unix.Mmsghdr
+	iov   []unix.Iovec
+	name  []byte
+	ctl   []byte
 }
 
-func newReceiver(fd int, c Config) (*Receiver, error) {
-	file := os.NewFile(uintptr(fd), "udp")
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("polling the socket: %w", err), file.Close())
-	}
-	r := &Receiver{file: file, fd: fd, raw: raw, batch: 1}
+func newReceiver(fd int, i *poll.Interrupter, c Config) *Receiver {
+	r := &Receiver{fd: fd, wait: poll.NewWaiter(fd, i), batch: 1}
 	if c.Batch {
 		r.batch = maxBatch
 	}
@@ -68,46 +55,44 @@ func newReceiver(fd int, c Config) (*Receiver, error) {
 		h.Name = &r.name[i*nameLen]
 		h.Control = &r.ctl[i*controlLen]
 	}
-	r.fill = r.drain
-	return r, nil
+	return r
 }
 
 // Receive fills batch with what the kernel has and returns how many buffers it filled: at least one. It
-// blocks while there is nothing. The error wraps os.ErrDeadlineExceeded after Interrupt.
+// blocks while there is nothing. The error wraps os.ErrDeadlineExceeded after Interrupt; a unix.Errno may be
+// about a single datagram, such as an ICMP message, and receiving may go on.
 func (r *Receiver) Receive(batch []forward.Received) (int, error) {
-	r.n, r.errn = min(len(batch), r.batch), 0
-	if err := r.raw.Read(r.fill); err != nil {
-		return 0, err
+	for {
+		n, errno := r.drain(min(len(batch), r.batch))
+		if errno == unix.EAGAIN {
+			if err := r.wait.Wait(); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if errno != 0 {
+			return 0, errno
+		}
+		for i := range n {
+			r.decode(i, &batch[i])
+		}
+		return n, nil
 	}
-	if r.errn != 0 {
-		return 0, r.errn
-	}
-	for i := range r.n {
-		r.decode(i, &batch[i])
-	}
-	return r.n, nil
 }
 
-// drain receives once. It reports false, so that the poller waits, if there was nothing.
-func (r *Receiver) drain(uintptr) bool {
-	for i := range r.n {
+// drain receives once, into at most n buffers.
+func (r *Receiver) drain(n int) (int, unix.Errno) {
+	for i := range n {
 		h := &r.msgs[i].Hdr
 		h.Namelen = nameLen
 		h.SetControllen(controlLen)
 	}
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(r.n), unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			r.n = int(n)
-			return true
-		case unix.EINTR:
+		k, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+		if errno == unix.EINTR {
 			continue
-		case unix.EAGAIN:
-			return false
 		}
-		r.errn = errno
-		return true
+		return int(k), errno
 	}
 }
 

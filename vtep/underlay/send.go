@@ -182,7 +182,7 @@ func (s *Sender) flush(to Reporter) {
 	tried := false
 	for i := 0; i < n; {
 		// Everything that the kernel reads stays reachable: msgs and iov hold typed pointers.
-		r, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(n-i), 0, 0, 0)
+		r, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(n-i), 0, 0, 0)
 		if errno == 0 {
 			for range int(r) {
 				m := &s.meta[i]
