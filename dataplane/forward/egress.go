@@ -178,7 +178,7 @@ func (e *Egress) suppress(b []byte) bool {
 		return false
 	}
 	mark := e.arena.Mark()
-	out := e.arena.Alloc(maxAnswer)
+	out := e.arena.Alloc(suppress.MaxReplyLen)
 	if out == nil {
 		return false
 	}
@@ -191,9 +191,6 @@ func (e *Egress) suppress(b []byte) bool {
 	e.answers++
 	return true
 }
-
-// maxAnswer is the largest answer: a neighbour advertisement with its option behind two tags.
-const maxAnswer = header.EthernetLen + 2*header.VLANLen + header.IPv6Len + 32
 
 // send appends what is to go to s.VTEP and returns the number of wire frames that it took on, dropped ones
 // included.
