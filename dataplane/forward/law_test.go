@@ -1,0 +1,420 @@
+package forward
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/google/gopacket/layers"
+	"pgregory.net/rapid"
+
+	"github.com/overlayd/overlayd/dataplane/frame"
+	"github.com/overlayd/overlayd/dataplane/frametest"
+	"github.com/overlayd/overlayd/dataplane/header"
+)
+
+// anyFrame draws a frame as a TAP might deliver it: of any kind, sound or damaged, plain or a superframe.
+func anyFrame(t *rapid.T) frame.Frame {
+	o := frametest.Opts{
+		SrcMAC:  frametest.MAC(uint16(rapid.IntRange(1, 3).Draw(t, "src"))),
+		DstMAC:  frametest.MAC(uint16(rapid.IntRange(1, 6).Draw(t, "dst"))),
+		SrcPort: uint16(rapid.IntRange(1, 4).Draw(t, "port")),
+		TOS:     uint8(rapid.IntRange(0, 3).Draw(t, "ecn")),
+		Seq:     rapid.Uint32().Draw(t, "seq"),
+		Payload: rapid.SampledFrom([]int{0, 1, 20, 64, 1400, 1422, 1423, 9000, 60000}).Draw(t, "payload"),
+	}
+	if rapid.IntRange(0, 9).Draw(t, "broadcast") == 0 {
+		o.DstMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	}
+	if rapid.IntRange(0, 9).Draw(t, "tagged") == 0 {
+		o.VLANs = []uint16{9}
+	}
+	var b *frametest.Builder
+	switch rapid.IntRange(0, 7).Draw(t, "kind") {
+	case 0, 1:
+		b = frametest.TCP4(o)
+	case 2:
+		b = frametest.TCP6(o)
+	case 3, 4:
+		b = frametest.UDP4(o)
+	case 5:
+		b = frametest.UDP6(o)
+	case 6:
+		return plain(frametest.ARPRequest(frametest.MAC(1), frametest.IP4(1), frametest.IP4(uint16(rapid.IntRange(2, 3).Draw(t, "target")))).Bytes())
+	default:
+		return plain(frametest.Ping4(o).Bytes())
+	}
+	h, f := b.Offload(0)
+	if o.Payload > 1422 || rapid.Bool().Draw(t, "superframe") {
+		h, f = b.Offload(rapid.SampledFrom([]int{48, 536, 1000, 1398}).Draw(t, "size"))
+	}
+	if rapid.IntRange(0, 5).Draw(t, "damage") == 0 {
+		for range rapid.IntRange(1, 3).Draw(t, "times") {
+			f[rapid.IntRange(0, min(len(f), 90)-1).Draw(t, "at")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
+		}
+	}
+	if rapid.IntRange(0, 9).Draw(t, "cut") == 0 {
+		f = f[:rapid.IntRange(0, len(f)).Draw(t, "left")]
+	}
+	return fromTAP(h, f)
+}
+
+// outcome draws what the kernel says to a send or a write.
+func outcome(t *rapid.T, failures ...DropReason) DropReason {
+	if rapid.IntRange(0, 4).Draw(t, "fails") == 0 {
+		return rapid.SampledFrom(failures).Draw(t, "reason")
+	}
+	return NotDropped
+}
+
+// TestFramesAreConserved sends random batches from one host to another over an underlay that joins, cuts and
+// loses, and checks the law of the package comment on both, whatever kernels say.
+func TestFramesAreConserved(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		a := newWorld(t, full, peerB, peerC)
+		tap := full
+		if rapid.Bool().Draw(rt, "plain TAP") {
+			tap = Offload{}
+		}
+		b := newWorld(t, tap, peerA)
+		a.net.FDB.SetStatic(frametest.MAC(2), a.id(t, peerB))
+		a.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
+		b.net.FDB.SetStatic(frametest.MAC(3), b.tables.AddVTEP(peerC, 1500)) // frames from station 3 are spoofed
+		if rapid.Bool().Draw(rt, "narrow") {
+			a.setPath(t, peerB, 1280)
+		}
+		for range rapid.IntRange(1, 3).Draw(rt, "batches") {
+			var batch []frame.Frame
+			for range rapid.IntRange(1, 8).Draw(rt, "frames") {
+				batch = append(batch, anyFrame(rt))
+			}
+			a.egress.Process(batch, 1)
+			var received []Received
+			for i := range a.egress.Sends {
+				s := &a.egress.Sends[i]
+				r := outcome(rt, SendNoBuffer, SendDenied, SendTooBig)
+				a.egress.Report(s, s.Frames, s.Bytes, r)
+				if r != NotDropped || s.VTEP != a.id(t, peerB) {
+					continue
+				}
+				datagrams := wire(a.egress, i)
+				if rapid.Bool().Draw(rt, "as a train") {
+					received = append(received, train(peerA, datagrams...))
+					continue
+				}
+				for _, d := range datagrams {
+					received = append(received, train(peerA, d))
+				}
+			}
+			for _, r := range a.egress.Answers {
+				a.egress.ReportAnswer(r, outcome(rt, TAPDown))
+			}
+			a.checkLaw(rt)
+			before := b.net.Counters.UnderlayIn.Frames.Load()
+			b.ingress.Process(received, 2)
+			for _, d := range b.ingress.Deliveries {
+				for i := range d.Items {
+					b.ingress.Report(d.Net, &d.Items[i], outcome(rt, TAPDown, TAPFull))
+				}
+			}
+			b.checkLaw(rt)
+			sent := 0
+			for _, r := range received {
+				sent += 1
+				if r.Stride > 0 {
+					sent += (len(r.Data) - 1) / r.Stride
+				}
+			}
+			if got := b.net.Counters.UnderlayIn.Frames.Load() - before; got != uint64(sent) {
+				rt.Errorf("%d datagrams arrived and %d frames were counted", sent, got)
+			}
+			if b.stray.Sum() != 0 {
+				rt.Errorf("%d datagrams of our own were not understood", b.stray.Sum())
+			}
+		}
+	})
+}
+
+// TestFlowsKeepTheirOrder sends several flows through both halves and checks that the payload of each arrives in
+// order.
+func TestFlowsKeepTheirOrder(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		a, b := newWorld(t, full, peerB), newWorld(t, full, peerA)
+		next := map[uint16]uint32{}
+		want := map[uint16]*bytes.Buffer{}
+		var batch []frame.Frame
+		for range rapid.IntRange(1, 60).Draw(rt, "frames") {
+			port := uint16(rapid.IntRange(1, 12).Draw(rt, "flow"))
+			o := frametest.Opts{
+				SrcPort: port, Seq: next[port], Payload: rapid.SampledFrom([]int{0, 1, 64, 64, 64, 1000, 4000}).Draw(rt, "payload"),
+				Flags: header.TCPAck | rapid.SampledFrom([]uint8{0, 0, header.TCPPsh}).Draw(rt, "push"),
+			}
+			data := frametest.Pattern(o.Payload + int(next[port])%7)[int(next[port])%7:]
+			o.Data = data
+			next[port] += uint32(len(data))
+			if want[port] == nil {
+				want[port] = new(bytes.Buffer)
+			}
+			want[port].Write(data)
+			h, f := frametest.TCP4(o).Offload(min(1000, max(len(data), 48)))
+			batch = append(batch, fromTAP(h, f))
+		}
+		var received []Received
+		for start := 0; start < len(batch); start += 20 {
+			a.egress.Process(batch[start:min(start+20, len(batch))], 1)
+			for i := range a.egress.Sends {
+				received = append(received, train(peerA, wire(a.egress, i)...))
+			}
+		}
+		seq := map[uint16]uint32{}
+		got := map[uint16]*bytes.Buffer{}
+		for _, item := range b.receive(received...) {
+			p := parse(rt, bytes.Join(item.Pieces, nil))
+			port := uint16(p.SrcPort)
+			if p.Seq != seq[port] {
+				rt.Fatalf("flow %d: sequence number %d after %d", port, p.Seq, seq[port])
+			}
+			seq[port] += uint32(len(p.Payload))
+			if got[port] == nil {
+				got[port] = new(bytes.Buffer)
+			}
+			got[port].Write(p.Payload)
+		}
+		for port, w := range want {
+			if got[port] == nil || !bytes.Equal(got[port].Bytes(), w.Bytes()) {
+				rt.Fatalf("flow %d: the payload differs", port)
+			}
+		}
+	})
+}
+
+func parse(t *rapid.T, b []byte) *layers.TCP {
+	l4 := new(layers.TCP)
+	if err := l4.DecodeFromBytes(b[34:], nopFeedback{}); err != nil {
+		t.Fatal(err)
+	}
+	return l4
+}
+
+type nopFeedback struct{}
+
+func (nopFeedback) SetTruncated() {}
+
+// TestThePacketPathAllocatesNothing runs both halves over every kind of batch: superframes, small frames,
+// drops and answers.
+func TestThePacketPathAllocatesNothing(t *testing.T) {
+	for name, make := range batches() {
+		t.Run(name, func(t *testing.T) {
+			a, b := newWorld(t, full, peerB), newWorld(t, full, peerA)
+			a.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
+			batch := make()
+			pristine := copyBatch(batch)
+			a.egress.Process(batch, 1)
+			var received []Received
+			for i := range a.egress.Sends {
+				received = append(received, train(peerA, wire(a.egress, i)...))
+			}
+			keep := copyReceived(received)
+			run := func() {
+				for i := range batch {
+					copy(batch[i].Buf, pristine[i].Buf)
+				}
+				a.egress.Process(batch, 1)
+				for i := range a.egress.Sends {
+					s := &a.egress.Sends[i]
+					a.egress.Report(s, s.Frames, s.Bytes, NotDropped)
+				}
+				for i := range received {
+					copy(received[i].Data, keep[i].Data)
+				}
+				b.ingress.Process(received, 1)
+				for _, d := range b.ingress.Deliveries {
+					for i := range d.Items {
+						b.ingress.Report(d.Net, &d.Items[i], NotDropped)
+					}
+				}
+			}
+			run()
+			if n := testing.AllocsPerRun(100, run); n != 0 {
+				t.Errorf("%v allocations a batch", n)
+			}
+		})
+	}
+}
+
+// batches returns makers of typical batches, for tests and benchmarks.
+func batches() map[string]func() []frame.Frame {
+	super := func(b *frametest.Builder, size int) func() []frame.Frame {
+		return func() []frame.Frame {
+			h, f := b.Offload(size)
+			return []frame.Frame{fromTAP(h, f)}
+		}
+	}
+	return map[string]func() []frame.Frame{
+		"TCP superframe":      super(frametest.TCP4(frametest.Opts{Payload: 61512}), 1398),
+		"TCP superframe IPv6": super(frametest.TCP6(frametest.Opts{Payload: 60000}), 1378),
+		"UDP superframe":      super(frametest.UDP4(frametest.Opts{Payload: 60000}), 1400),
+		"small UDP": func() (out []frame.Frame) {
+			for range 60 {
+				out = append(out, plain(frametest.UDP4(frametest.Opts{Payload: 64}).Bytes()))
+			}
+			return out
+		},
+		"small UDP of 64 flows": func() (out []frame.Frame) {
+			for i := range 60 {
+				out = append(out, plain(frametest.UDP4(frametest.Opts{Payload: 64, SrcPort: uint16(1000 + i)}).Bytes()))
+			}
+			return out
+		},
+		"acknowledgements": func() (out []frame.Frame) {
+			for i := range 30 {
+				out = append(out, plain(frametest.TCP4(frametest.Opts{Ack: uint32(i)}).Bytes()))
+			}
+			return out
+		},
+		"answers and drops": func() (out []frame.Frame) {
+			for range 10 {
+				out = append(out, plain(frametest.ARPRequest(frametest.MAC(1), frametest.IP4(1), frametest.IP4(3)).Bytes()))
+			}
+			for _, h := range hostile() {
+				out = append(out, plain(h.inner))
+			}
+			return out
+		},
+	}
+}
+
+func copyBatch(in []frame.Frame) []frame.Frame {
+	out := make([]frame.Frame, len(in))
+	for i, f := range in {
+		out[i] = frame.Frame{Buf: bytes.Clone(f.Buf), Offload: f.Offload}
+	}
+	return out
+}
+
+func copyReceived(in []Received) []Received {
+	out := make([]Received, len(in))
+	for i, r := range in {
+		out[i] = r
+		out[i].Data = bytes.Clone(r.Data)
+	}
+	return out
+}
+
+func BenchmarkEgress(b *testing.B) {
+	for name, make := range batches() {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, full, peerB)
+			batch := make()
+			for b.Loop() {
+				w.egress.Process(batch, 1)
+			}
+			perFrame(b, w.net.Counters.TAPIn.Bytes.Load(), w.net.Counters.TAPIn.Frames.Load())
+		})
+	}
+}
+
+func BenchmarkIngress(b *testing.B) {
+	for name, make := range batches() {
+		b.Run(name, func(b *testing.B) {
+			a, w := newWorld(b, full, peerB), newWorld(b, full, peerA)
+			a.egress.Process(make(), 1)
+			var received []Received
+			for i := range a.egress.Sends {
+				received = append(received, train(peerA, wire(a.egress, i)...))
+			}
+			pristine := copyReceived(received)
+			for b.Loop() {
+				for i := range received { // joining rewrites the first headers of a train
+					copy(received[i].Data[:min(128, len(received[i].Data))], pristine[i].Data)
+				}
+				w.ingress.Process(received, 1)
+			}
+			perFrame(b, w.net.Counters.UnderlayIn.Bytes.Load(), w.net.Counters.UnderlayIn.Frames.Load())
+		})
+	}
+}
+
+func perFrame(b *testing.B, bytes, frames uint64) {
+	if frames == 0 {
+		return
+	}
+	b.SetBytes(int64(bytes / uint64(b.N)))
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(frames), "ns/frame")
+}
+
+// FuzzEgress feeds one frame with any offload header to the egress half.
+func FuzzEgress(f *testing.F) {
+	for _, make := range batches() {
+		for _, fr := range make()[:1] {
+			var h [header.VirtioNetMrgLen]byte
+			fr.Offload.Encode(h[:])
+			f.Add(h[:], fr.Bytes())
+		}
+	}
+	for _, h := range hostile() {
+		f.Add(make([]byte, header.VirtioNetMrgLen), h.inner)
+	}
+	f.Fuzz(func(t *testing.T, offload, b []byte) {
+		if len(offload) < header.VirtioNetMrgLen || len(b) > 65535+18 {
+			return
+		}
+		w := newWorld(t, full, peerA, peerB, peerC)
+		w.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
+		var h header.VirtioNet
+		h.Decode(offload[:header.VirtioNetMrgLen])
+		w.egress.Process([]frame.Frame{fromTAP(h, b)}, 1)
+		for i := range w.egress.Sends {
+			s := &w.egress.Sends[i]
+			most := w.tables.VTEP(s.VTEP).MaxFrame + header.VXLANLen
+			for _, d := range wire(w.egress, i) {
+				if len(d) > most {
+					t.Errorf("a datagram of %d bytes for a path of %d", len(d), most)
+				}
+			}
+			w.egress.Report(s, s.Frames, s.Bytes, NotDropped)
+		}
+		for _, a := range w.egress.Answers {
+			w.egress.ReportAnswer(a, NotDropped)
+		}
+		w.checkLaw(t)
+	})
+}
+
+// FuzzIngress feeds one buffer with any stride and traffic class to the ingress half, for a TAP with and
+// without offloads.
+func FuzzIngress(f *testing.F) {
+	for _, h := range hostile() {
+		f.Add(encap(testVNI, h.inner), 0, uint8(0))
+	}
+	for _, make := range batches() {
+		w := newWorld(f, full, peerA)
+		w.egress.Process(make(), 1)
+		if len(w.egress.Sends) > 0 {
+			r := train(peerA, wire(w.egress, 0)...)
+			f.Add(r.Data, r.Stride, uint8(rand.IntN(4)))
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte, stride int, tos uint8) {
+		if len(b) > 65507 {
+			return
+		}
+		for _, tap := range []Offload{full, {}} {
+			w := newWorld(t, tap, peerA)
+			r := Received{From: peerA, Data: bytes.Clone(b), Stride: stride, TOS: tos}
+			for _, item := range w.receive(r) {
+				n := 0
+				for _, p := range item.Pieces {
+					n += len(p)
+				}
+				if n > 65535+header.EthernetLen+2*header.VLANLen || len(item.Pieces) > 1023 {
+					t.Errorf("an item of %d bytes in %d pieces", n, len(item.Pieces))
+				}
+				if tap == (Offload{}) && item.Offload.GSOType != header.GSONone {
+					t.Errorf("a superframe for a TAP that takes none: %+v", item.Offload)
+				}
+			}
+			w.checkLaw(t)
+		}
+	})
+}
