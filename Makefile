@@ -122,7 +122,7 @@ fuzz: ## run each fuzz target for FUZZTIME=20s in turn
 		echo "no fuzz target matches '$(FUZZ)'" >&2; exit 1; }; \
 	for t in $$targets; do \
 		echo "# $${t##*:} in $$(dirname "$$t")"; \
-		$(GO) test -run '^$$' -fuzz "^$${t##*:}\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$t")"; \
+		$(GO) test -run '^$$' -fuzz "^$${t##*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s "./$$(dirname "$$t")"; \
 	done
 
 .PHONY: soak

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/overlayd/overlayd/controlplane/api"
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show at a glance what this node does",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.ask(cmd.Context(), a.status)
+		},
+	}
+	a.addOutput(cmd)
+	return cmd
+}
+
+func (a *app) status(ctx context.Context, c *api.Client) error {
+	res, err := c.GetStatus(ctx, &overlaydv1.GetStatusRequest{})
+	if err != nil {
+		return err
+	}
+	if a.output == formatJSON {
+		return printJSON(a.stdout, res)
+	}
+	networks, err := c.ListNetworks(ctx, &overlaydv1.ListNetworksRequest{})
+	if err != nil {
+		return err
+	}
+	peers, err := c.ListPeers(ctx, &overlaydv1.ListPeersRequest{})
+	if err != nil {
+		return err
+	}
+
+	st, u := res.GetStatus(), res.GetStatus().GetUnderlay()
+	p := &paragraph{}
+	p.add("node", "%s, up %s, process %d", st.GetNode(), span(a.now().Sub(st.GetStartTime().AsTime())), st.GetPid())
+	p.add("version", "%s", api.VersionLine(st.GetVersion()))
+	p.add("underlay", "%s, UDP port %d", strings.Join(u.GetAddresses(), ", "), u.GetPort())
+	p.add("datagrams", "%s received, %s sent", count(u.GetDatagramsIn()), count(u.GetDatagramsOut()))
+	if n := u.GetReceiveOverflow(); n > 0 {
+		p.add("", "%s lost because the receive buffer was full", count(n))
+	}
+	var dropped uint64
+	for _, n := range u.GetDropsByReason() {
+		dropped += n
+	}
+	for _, n := range networks.Networks {
+		fixed := ""
+		if !n.MtuDerived {
+			fixed = " (fixed)"
+		}
+		p.add("network", "%s: VNI %d, device %s, MTU %d%s, %s, %s", n.Name, n.Vni, n.Device, n.Mtu, fixed,
+			plural(uint64(len(n.Peers)), "peer"), plural(n.FdbEntries, "station"))
+		if n.TapOverflow > 0 {
+			p.add("", "%s lost because the queue of %s was full", plural(n.TapOverflow, "frame"), n.Device)
+		}
+		dropped += n.GetCounters().GetFramesDropped()
+	}
+	describePeers(p, peers.Peers)
+	if dropped == 0 {
+		p.add("dropped", "nothing")
+	} else {
+		p.add("dropped", "%s: overlayctl drops says why", plural(dropped, "frame"))
+	}
+	var on []string
+	for _, f := range st.GetFeatures() {
+		if f.On {
+			on = append(on, f.Name)
+		}
+	}
+	if len(on) > 0 {
+		p.add("features", "%s", strings.Join(on, ", "))
+	}
+	for _, f := range st.GetFeatures() {
+		if !f.On {
+			p.add("without", "%s: %s", f.Name, f.Reason)
+		}
+	}
+	return p.print(a.stdout)
+}
+
+func describePeers(p *paragraph, peers []*overlaydv1.Peer) {
+	var bad []*overlaydv1.Peer
+	for _, peer := range peers {
+		if peer.Problem != "" {
+			bad = append(bad, peer)
+		}
+	}
+	switch {
+	case len(peers) == 0:
+		p.add("peers", "none")
+	case len(bad) == 0:
+		p.add("peers", "%d, nothing known against any", len(peers))
+	default:
+		p.add("peers", "%d, of which %d with a problem", len(peers), len(bad))
+		for _, peer := range bad {
+			p.add("", "%s: %s", peer.Address, peer.Problem)
+		}
+	}
+}
+
+// paragraph is a list of labelled lines, with the labels in a column of their own. A label is printed once
+// for the lines in a row that have it.
+type paragraph struct {
+	lines [][2]string // label and text
+}
+
+func (p *paragraph) add(label, f string, args ...any) {
+	p.lines = append(p.lines, [2]string{label, fmt.Sprintf(f, args...)})
+}
+
+func (p *paragraph) print(w io.Writer) error {
+	width := 0
+	for _, l := range p.lines {
+		width = max(width, len(l[0]))
+	}
+	var out strings.Builder
+	last := ""
+	for _, l := range p.lines {
+		label := l[0]
+		if label == last {
+			label = ""
+		}
+		if l[0] != "" {
+			last = l[0]
+		}
+		fmt.Fprintf(&out, "%-*s  %s\n", width, label, l[1])
+	}
+	_, err := io.WriteString(w, out.String())
+	return err
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Show the versions of overlayctl and of the daemon",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.ask(cmd.Context(), a.version)
+		},
+	}
+	a.addOutput(cmd)
+	return cmd
+}
+
+// version prints its own version also when no daemon answers; that is then the error.
+func (a *app) version(ctx context.Context, c *api.Client) error {
+	own := api.BuildVersion()
+	res, err := c.GetVersion(ctx, &overlaydv1.GetVersionRequest{})
+	if a.output == formatJSON {
+		return firstError(a.versionJSON(own, res.GetVersion()), err)
+	}
+	p := &paragraph{}
+	p.add("overlayctl", "%s", api.VersionLine(own))
+	if err == nil {
+		p.add("overlayd", "%s", api.VersionLine(res.GetVersion()))
+	}
+	return firstError(p.print(a.stdout), err)
+}
+
+// versionJSON prints {"overlayctl": ..., "overlayd": ...}; the latter is null when no daemon answers.
+func (a *app) versionJSON(own, daemon *overlaydv1.Version) error {
+	var parts struct {
+		Overlayctl json.RawMessage  `json:"overlayctl"`
+		Overlayd   *json.RawMessage `json:"overlayd"`
+	}
+	var err error
+	if parts.Overlayctl, err = api.MarshalJSON(own); err != nil {
+		return err
+	}
+	if daemon != nil {
+		raw, err := api.MarshalJSON(daemon)
+		if err != nil {
+			return err
+		}
+		parts.Overlayd = (*json.RawMessage)(&raw)
+	}
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(parts)
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

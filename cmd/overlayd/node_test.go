@@ -1,0 +1,106 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/overlayd/overlayd/controlplane/api"
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
+	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/dataplane/forward"
+)
+
+// same compares a message with its JSON.
+func same(t *testing.T, m proto.Message, want string) {
+	t.Helper()
+	got, err := api.MarshalJSON(m)
+	if err != nil || string(got) != want {
+		t.Errorf("%v\n got %s\nwant %s", err, got, want)
+	}
+}
+
+func TestNode(t *testing.T) {
+	n := newNode("h1", &overlaydv1.Version{Version: "v1.2.3"}, &fakeTunnel{})
+
+	st := n.Status()
+	if st.Pid == 0 || st.StartTime == nil {
+		t.Errorf("no process or start in %v", st)
+	}
+	st.Pid, st.StartTime = 1, nil
+	same(t, st, `{"node":"h1","version":{"version":"v1.2.3","revision":"","goVersion":""},"pid":1,`+
+		`"underlay":{"port":4789,"addresses":["192.0.2.1","2001:db8::1"],"datagramsIn":"3","datagramsOut":"4","receiveOverflow":"5","dropsByReason":{"vni_unknown":"6"}},`+
+		`"features":[{"name":"udp-gso","on":true,"reason":""},{"name":"tap-uso","on":false,"reason":"kernel 6.2 or later"}]}`)
+
+	networks := n.Networks()
+	if len(networks) != 1 {
+		t.Fatalf("networks %v", networks)
+	}
+	same(t, networks[0], `{"name":"blue","vni":42,"device":"blue0","mac":"00:00:00:00:00:00","backend":"vnet","queues":2,"mtu":1450,"mtuDerived":true,`+
+		`"addresses":["10.42.0.1/24"],"peers":["192.0.2.2"],"learning":true,"allowNested":false,"fdbEntries":"3",`+
+		`"counters":{"tapIn":{"frames":"10","bytes":"1000"},"tapOut":{"frames":"0","bytes":"0"},"underlayIn":{"frames":"0","bytes":"0"},"underlayOut":{"frames":"5","bytes":"500"},`+
+		`"framesCreated":"0","framesSuppressed":"0","framesDropped":"5","dropsByReason":{"frame_runt":"2","no_peers":"3"}},"tapOverflow":"9"}`)
+
+	if peers := n.Peers(); len(peers) != 1 {
+		t.Errorf("peers %v", peers)
+	} else {
+		same(t, peers[0], `{"address":"192.0.2.2","localAddress":"","device":"","underlayMtu":0,"overhead":0,"overlayMtu":0,"networks":["blue"],"problem":"no route"}`)
+	}
+
+	drops := n.Drops()
+	if len(drops) != 2 {
+		t.Fatalf("drops %v: a reason without a count is no row", drops)
+	}
+	if drops[0].Help != forward.FrameRunt.Help() || drops[1].Help == "" {
+		t.Errorf("help texts of %v", drops)
+	}
+	drops[0].Help = ""
+	same(t, drops[0], `{"network":"blue","reason":"frame_runt","help":"","count":"2","lastTime":"1970-01-01T00:01:40Z"}`)
+	if drops[1].LastTime != nil {
+		t.Errorf("a time that is not known became %v", drops[1].LastTime)
+	}
+
+	if samples := n.Samples(6); len(samples) != 1 {
+		t.Errorf("samples %v", samples)
+	} else {
+		same(t, samples[0], `{"seq":"7","time":"1970-01-01T00:01:40Z","network":"blue","reason":"frame_runt","egress":true,"peer":"","length":9,"data":"AQI=","outer":false}`)
+	}
+	if samples := n.Samples(7); len(samples) != 0 {
+		t.Errorf("samples %v", samples)
+	}
+}
+
+func TestNodeFDB(t *testing.T) {
+	n := newNode("h1", nil, &fakeTunnel{})
+	for _, c := range []struct {
+		after addr.MAC
+		limit int
+		want  string
+	}{
+		{addr.MAC{}, 9, "00:01 00:02 01:00"},
+		{addr.MAC{}, 2, "00:01 00:02"},
+		{addr.MAC{2, 0, 0, 0, 0, 1}, 9, "00:02 01:00"},
+		{addr.MAC{2, 0, 0, 0, 0, 9}, 9, "01:00"}, // the entry after which to go on has gone
+		{addr.MAC{2, 0, 0, 0, 1, 0}, 9, ""},
+	} {
+		entries, err := n.FDB("blue", c.after, c.limit)
+		var got []string
+		for _, e := range entries {
+			got = append(got, e.Mac[12:])
+		}
+		if err != nil || strings.Join(got, " ") != c.want {
+			t.Errorf("FDB after %v, at most %d: %v, %v; want %s", c.after, c.limit, got, err, c.want)
+		}
+	}
+	entries, err := n.FDB("blue", addr.MAC{}, 2)
+	if err != nil || len(entries) != 2 {
+		t.Fatal(entries, err)
+	}
+	same(t, entries[0], `{"mac":"02:00:00:00:00:01","vtep":"192.0.2.2","static":false,"age":"5s","ips":[]}`)
+	same(t, entries[1], `{"mac":"02:00:00:00:00:02","vtep":"192.0.2.2","static":true,"ips":["10.42.0.2"]}`)
+	if _, err := n.FDB("red", addr.MAC{}, 1); !errors.Is(err, api.ErrNoNetwork) {
+		t.Errorf("FDB of a network that is not there: %v", err)
+	}
+}
