@@ -117,15 +117,19 @@ func (n *network) init(v *VTEP) error {
 	return nil
 }
 
-// up gives the interface its addresses and sets it up.
-func (n *network) up() error {
+// up gives the interface its addresses and sets it up. index is that of n in the configuration.
+func (n *network) up(index int) error {
+	at := fmt.Sprintf("networks[%d].", index)
 	if err := link.SetTxQueueLen(n.cfg.Device, queueLength); err != nil {
-		return err
+		return &HostError{at + "device", err}
 	}
-	for _, p := range n.cfg.Addresses {
+	for i, p := range n.cfg.Addresses {
 		if err := link.AddAddress(n.cfg.Device, p); err != nil {
-			return err
+			return &HostError{fmt.Sprintf("%saddress[%d]", at, i), err}
 		}
 	}
-	return link.SetUp(n.cfg.Device)
+	if err := link.SetUp(n.cfg.Device); err != nil {
+		return &HostError{at + "device", err}
+	}
+	return nil
 }

@@ -27,6 +27,10 @@ func (v *VTEP) readRoutes() {
 			} else {
 				s.Device, s.UnderlayMTU = r.Device, r.MTU
 				path = mtu.PathMTU(r.MTU)
+				if v.isOurs(r.Device) {
+					s.Problem = fmt.Sprintf("the route to %v leads into %s, that is into the overlay itself: give the overlay addresses that no peer has", p, r.Device)
+					path = v.tables.VTEP(n.members[i]).Path
+				}
 			}
 			if e := v.endpointFor(p); e != nil {
 				s.Local = e.Local
@@ -40,6 +44,16 @@ func (v *VTEP) readRoutes() {
 			v.peers[p] = s
 		}
 	}
+}
+
+// isOurs reports whether dev is the TAP of a network.
+func (v *VTEP) isOurs(dev string) bool {
+	for _, n := range v.networks {
+		if n.cfg.Device == dev {
+			return true
+		}
+	}
+	return false
 }
 
 // overlayMTU returns the MTU of n: what the operator fixed, or what fits the path to every peer.

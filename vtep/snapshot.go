@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep/link"
 	"github.com/overlayd/overlayd/vtep/underlay"
@@ -114,8 +116,13 @@ func (v *VTEP) Peers() []PeerStatus {
 	var out []PeerStatus
 	for a, s := range v.peers {
 		s.Networks = networks[a]
-		if pe, ok := errs[a]; ok && s.Problem == "" && time.Since(pe.Time) < peerErrorAge {
-			s.Problem = pe.Err.Error()
+		if id, ok := v.tables.Lookup(a); ok {
+			if heard := v.tables.VTEP(id).Heard(); heard != 0 {
+				s.Heard = v.start.Add(time.Duration(heard))
+			}
+		}
+		if pe, ok := errs[a]; ok && s.Problem == "" && time.Since(pe.Time) < peerErrorAge && pe.Time.After(s.Heard) {
+			s.Problem = icmpProblem(pe.Err)
 		}
 		out = append(out, s)
 	}
@@ -139,6 +146,21 @@ func (v *VTEP) Drops() []DropCount {
 	}
 	add("", &v.drops)
 	return out
+}
+
+// icmpProblem says what an ICMP error that came back for our datagrams means.
+func icmpProblem(err unix.Errno) string {
+	switch err {
+	case unix.ECONNREFUSED:
+		return "it answers that nothing listens on the VXLAN port: is overlayd, or another VTEP, running there?"
+	case unix.EHOSTUNREACH, unix.ENETUNREACH:
+		return "a router on the way says that it cannot be reached: " + err.Error()
+	case unix.EMSGSIZE:
+		return "a router on the way says that datagrams are too big for the path"
+	case unix.EACCES, unix.EPERM:
+		return "a firewall on the way refuses the datagrams"
+	}
+	return "ICMP error for datagrams to it: " + err.Error()
 }
 
 // Samples returns the beginnings of recently dropped frames with a Seq above after, oldest first.

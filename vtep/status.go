@@ -70,7 +70,8 @@ type PeerStatus struct {
 	Overhead    int            // bytes of encapsulation towards it
 	OverlayMTU  mtu.OverlayMTU // what fits towards it
 	Networks    []string
-	Problem     string // why it cannot be reached now (no route); "" when it can
+	Heard       time.Time // when the last datagram came from it; zero if none has
+	Problem     string    // why it cannot be reached now (no route); "" when nothing is known against it
 }
 
 // DropCount is one reason's sum.

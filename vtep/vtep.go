@@ -37,6 +37,18 @@ func (e *ConfigError) Error() string { return e.Field + ": " + e.Err.Error() }
 // Unwrap returns what is wrong with the field.
 func (e *ConfigError) Unwrap() error { return e.Err }
 
+// HostError says which field of a Config names something that this host does not give: a port or a device
+// that is taken, an address that it does not have.
+type HostError struct {
+	Field string // such as networks[0].device
+	Err   error
+}
+
+func (e *HostError) Error() string { return e.Field + ": " + e.Err.Error() }
+
+// Unwrap returns what is in the way.
+func (e *HostError) Unwrap() error { return e.Err }
+
 // ErrNoNetwork means that no network has the name that was asked for.
 var ErrNoNetwork = errors.New("no such network")
 
@@ -113,7 +125,7 @@ func (v *VTEP) open() error {
 	for i := range v.cfg.Networks {
 		n, err := v.openNetwork(&v.cfg.Networks[i])
 		if err != nil {
-			return fmt.Errorf("network %s: %w", v.cfg.Networks[i].Name, err)
+			return &HostError{fmt.Sprintf("networks[%d].device", i), err}
 		}
 		v.networks = append(v.networks, n)
 		if err := v.tables.AddNetwork(n.fwd); err != nil {
@@ -122,12 +134,12 @@ func (v *VTEP) open() error {
 	}
 	v.readRoutes()
 	v.publishDestinations()
-	for _, n := range v.networks {
+	for i, n := range v.networks {
 		if err := v.applyMTU(n); err != nil {
-			return fmt.Errorf("network %s: %w", n.cfg.Name, err)
+			return &HostError{fmt.Sprintf("networks[%d].mtu", i), err}
 		}
-		if err := n.up(); err != nil {
-			return fmt.Errorf("network %s: %w", n.cfg.Name, err)
+		if err := n.up(i); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -177,7 +189,7 @@ func (v *VTEP) localAddresses() ([]netip.Addr, error) {
 		if failed == nil {
 			failed = errors.New("no network has a peer")
 		}
-		return nil, fmt.Errorf("choosing the underlay address: %w; state it as underlay.addresses", failed)
+		return nil, &HostError{"underlay.addresses", fmt.Errorf("none is stated, and none can be derived: %w", failed)}
 	}
 	return order, nil
 }
@@ -205,9 +217,9 @@ func (v *VTEP) openEndpoint(a netip.Addr) (*underlay.Endpoint, error) {
 		if owner == "" {
 			owner = "another socket"
 		}
-		return nil, fmt.Errorf("opening the underlay: UDP port %d of %v is taken by %s: stop it, or choose another underlay.port on all hosts: %w", c.Port, a, owner, err)
+		return nil, &HostError{"underlay.port", fmt.Errorf("UDP port %d of %v is taken by %s: stop it, or choose another port on all hosts: %w", c.Port, a, owner, err)}
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("opening the underlay: no interface of this host has the address %v: correct underlay.addresses, or leave it out to have it derived: %w", a, err)
+		return nil, &HostError{"underlay.addresses", fmt.Errorf("no interface of this host has the address %v: correct it, or leave it out to have it derived: %w", a, err)}
 	default:
 		return nil, fmt.Errorf("opening the underlay: %w", err)
 	}

@@ -61,7 +61,7 @@ func content() apitest.Content {
 			{Name: "a-longer-name", Vni: 16777215, Device: "red0", Mtu: 1280, Peers: []string{"192.0.2.2"}},
 		},
 		Peers: []*overlaydv1.Peer{
-			{Address: "192.0.2.2", LocalAddress: "192.0.2.1", Device: "eth0", UnderlayMtu: 1500, Overhead: 50, OverlayMtu: 1450, Networks: []string{"blue", "red"}},
+			{Address: "192.0.2.2", LocalAddress: "192.0.2.1", Device: "eth0", UnderlayMtu: 1500, Overhead: 50, OverlayMtu: 1450, Networks: []string{"blue", "red"}, LastHeard: before(3 * time.Second)},
 			{Address: "192.0.2.3", Networks: []string{"blue"}, Problem: "no route to 192.0.2.3"},
 		},
 		FDB: map[string][]*overlaydv1.FDBEntry{"blue": {

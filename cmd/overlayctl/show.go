@@ -128,7 +128,7 @@ func (a *app) listPeers(ctx context.Context, c *api.Client) error {
 	if a.output == formatJSON {
 		return printJSON(a.stdout, res)
 	}
-	t := newTable(a.stdout, left("PEER"), left("FROM"), left("DEVICE"), right("UNDERLAY MTU"), right("OVERHEAD"), right("OVERLAY MTU"), left("NETWORKS"), left("STATE"))
+	t := newTable(a.stdout, left("PEER"), left("FROM"), left("DEVICE"), right("UNDERLAY MTU"), right("OVERHEAD"), right("OVERLAY MTU"), left("NETWORKS"), right("HEARD"), left("STATE"))
 	size := func(n uint32) string {
 		if n == 0 {
 			return ""
@@ -136,11 +136,16 @@ func (a *app) listPeers(ctx context.Context, c *api.Client) error {
 		return strconv.Itoa(int(n))
 	}
 	for _, p := range res.Peers {
-		state := p.Problem
-		if state == "" {
-			state = "ok"
+		state, heard := "ok", ""
+		if p.LastHeard != nil {
+			heard = ago(a.now(), p.LastHeard.AsTime())
+		} else {
+			state = "nothing heard from it yet"
 		}
-		t.add(p.Address, p.LocalAddress, p.Device, size(p.UnderlayMtu), size(p.Overhead), size(p.OverlayMtu), strings.Join(p.Networks, ","), state)
+		if p.Problem != "" {
+			state = p.Problem
+		}
+		t.add(p.Address, p.LocalAddress, p.Device, size(p.UnderlayMtu), size(p.Overhead), size(p.OverlayMtu), strings.Join(p.Networks, ","), heard, state)
 	}
 	return t.flush()
 }

@@ -101,7 +101,7 @@ func (n *node) Networks() []*overlaydv1.Network {
 func (n *node) Peers() []*overlaydv1.Peer {
 	var out []*overlaydv1.Peer
 	for _, p := range n.tun.Peers() {
-		out = append(out, &overlaydv1.Peer{
+		peer := &overlaydv1.Peer{
 			Address:      p.Address.String(),
 			LocalAddress: addressText(p.Local),
 			Device:       p.Device,
@@ -110,7 +110,11 @@ func (n *node) Peers() []*overlaydv1.Peer {
 			OverlayMtu:   uint32(p.OverlayMTU),
 			Networks:     p.Networks,
 			Problem:      p.Problem,
-		})
+		}
+		if !p.Heard.IsZero() {
+			peer.LastHeard = timestamppb.New(p.Heard)
+		}
+		out = append(out, peer)
 	}
 	return out
 }

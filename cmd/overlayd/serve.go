@@ -65,6 +65,9 @@ func serve(ctx context.Context, cfg *config.Config, sys system, log *slog.Logger
 		if at, ok := errors.AsType[*vtep.ConfigError](err); ok {
 			return cfg.At(at.Field, at.Err)
 		}
+		if at, ok := errors.AsType[*vtep.HostError](err); ok {
+			return failure{cfg.At(at.Field, at.Err)}
+		}
 		return err
 	}
 	defer func() { err = errors.Join(err, tun.Close()) }()

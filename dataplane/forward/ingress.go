@@ -102,7 +102,9 @@ func (in *Ingress) receive(r *Received) {
 		in.known = false
 	}
 	if !in.known {
-		in.vtep, in.known = in.view.byAddr[r.From]
+		if in.vtep, in.known = in.view.byAddr[r.From]; in.known {
+			in.view.vteps[in.vtep].heard.Store(in.now) // once a batch and source
+		}
 	}
 	in.tos = r.TOS
 	b := r.Data

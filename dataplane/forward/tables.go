@@ -21,7 +21,12 @@ type VTEP struct {
 	// MaxFrame is the largest inner frame, in bytes with its Ethernet header and tags, that fits one datagram
 	// to it.
 	MaxFrame int
+
+	heard *atomic.Int64
 }
+
+// Heard returns when the last datagram came from v, on the clock that is handed to Ingress.Process, or 0.
+func (v VTEP) Heard() int64 { return v.heard.Load() }
 
 // view is one immutable state of Tables.
 type view struct {
@@ -56,7 +61,7 @@ func (t *Tables) AddVTEP(a netip.Addr, path mtu.PathMTU) fdb.VTEPID {
 	id := fdb.VTEPID(len(old.vteps))
 	next := &view{networks: old.networks, byAddr: maps.Clone(old.byAddr)}
 	next.byAddr[a] = id
-	next.vteps = append(slices.Clone(old.vteps), newVTEP(a, path))
+	next.vteps = append(slices.Clone(old.vteps), newVTEP(a, path, new(atomic.Int64)))
 	t.view.Store(next)
 	return id
 }
@@ -71,12 +76,12 @@ func (t *Tables) SetPath(id fdb.VTEPID, path mtu.PathMTU) {
 	}
 	next := *old
 	next.vteps = slices.Clone(old.vteps)
-	next.vteps[id] = newVTEP(old.vteps[id].Addr, path)
+	next.vteps[id] = newVTEP(old.vteps[id].Addr, path, old.vteps[id].heard)
 	t.view.Store(&next)
 }
 
-func newVTEP(a netip.Addr, path mtu.PathMTU) VTEP {
-	return VTEP{Addr: a, Path: path, MaxFrame: mtu.MaxFrame(path, mtu.FamilyOf(a))}
+func newVTEP(a netip.Addr, path mtu.PathMTU, heard *atomic.Int64) VTEP {
+	return VTEP{Addr: a, Path: path, MaxFrame: mtu.MaxFrame(path, mtu.FamilyOf(a)), heard: heard}
 }
 
 // VTEP returns the VTEP with this number, which must have come from AddVTEP.

@@ -1147,7 +1147,8 @@ type Peer struct {
 	Overhead      uint32                 `protobuf:"varint,5,opt,name=overhead,proto3" json:"overhead,omitempty"`                            // bytes of encapsulation towards it
 	OverlayMtu    uint32                 `protobuf:"varint,6,opt,name=overlay_mtu,json=overlayMtu,proto3" json:"overlay_mtu,omitempty"`      // bytes of the largest inner IP packet that fits towards it
 	Networks      []string               `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
-	Problem       string                 `protobuf:"bytes,8,opt,name=problem,proto3" json:"problem,omitempty"` // what keeps datagrams from it, such as no route; empty when nothing is known that does
+	LastHeard     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_heard,json=lastHeard,proto3" json:"last_heard,omitempty"` // when the last datagram came from it; absent if none has
+	Problem       string                 `protobuf:"bytes,8,opt,name=problem,proto3" json:"problem,omitempty"`                      // what keeps datagrams from it, such as no route; empty when nothing is known that does
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1227,6 +1228,13 @@ func (x *Peer) GetOverlayMtu() uint32 {
 func (x *Peer) GetNetworks() []string {
 	if x != nil {
 		return x.Networks
+	}
+	return nil
+}
+
+func (x *Peer) GetLastHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastHeard
 	}
 	return nil
 }
@@ -1717,7 +1725,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x03ips\x18\x05 \x03(\tR\x03ips\"\x12\n" +
 	"\x10ListPeersRequest\"<\n" +
 	"\x11ListPeersResponse\x12'\n" +
-	"\x05peers\x18\x01 \x03(\v2\x11.overlayd.v1.PeerR\x05peers\"\xf3\x01\n" +
+	"\x05peers\x18\x01 \x03(\v2\x11.overlayd.v1.PeerR\x05peers\"\xae\x02\n" +
 	"\x04Peer\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12#\n" +
 	"\rlocal_address\x18\x02 \x01(\tR\flocalAddress\x12\x16\n" +
@@ -1726,7 +1734,9 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\boverhead\x18\x05 \x01(\rR\boverhead\x12\x1f\n" +
 	"\voverlay_mtu\x18\x06 \x01(\rR\n" +
 	"overlayMtu\x12\x1a\n" +
-	"\bnetworks\x18\a \x03(\tR\bnetworks\x12\x18\n" +
+	"\bnetworks\x18\a \x03(\tR\bnetworks\x129\n" +
+	"\n" +
+	"last_heard\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tlastHeard\x12\x18\n" +
 	"\aproblem\x18\b \x01(\tR\aproblem\",\n" +
 	"\x10ListDropsRequest\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\"<\n" +
@@ -1830,30 +1840,31 @@ var file_overlayd_v1_node_proto_depIdxs = []int32{
 	15, // 14: overlayd.v1.ListFDBResponse.entries:type_name -> overlayd.v1.FDBEntry
 	28, // 15: overlayd.v1.FDBEntry.age:type_name -> google.protobuf.Duration
 	18, // 16: overlayd.v1.ListPeersResponse.peers:type_name -> overlayd.v1.Peer
-	21, // 17: overlayd.v1.ListDropsResponse.drops:type_name -> overlayd.v1.Drop
-	27, // 18: overlayd.v1.Drop.last_time:type_name -> google.protobuf.Timestamp
-	22, // 19: overlayd.v1.Drop.last_sample:type_name -> overlayd.v1.DropSample
-	27, // 20: overlayd.v1.DropSample.time:type_name -> google.protobuf.Timestamp
-	22, // 21: overlayd.v1.WatchDropsResponse.samples:type_name -> overlayd.v1.DropSample
-	0,  // 22: overlayd.v1.NodeService.GetVersion:input_type -> overlayd.v1.GetVersionRequest
-	3,  // 23: overlayd.v1.NodeService.GetStatus:input_type -> overlayd.v1.GetStatusRequest
-	8,  // 24: overlayd.v1.NodeService.ListNetworks:input_type -> overlayd.v1.ListNetworksRequest
-	13, // 25: overlayd.v1.NodeService.ListFDB:input_type -> overlayd.v1.ListFDBRequest
-	16, // 26: overlayd.v1.NodeService.ListPeers:input_type -> overlayd.v1.ListPeersRequest
-	19, // 27: overlayd.v1.NodeService.ListDrops:input_type -> overlayd.v1.ListDropsRequest
-	23, // 28: overlayd.v1.NodeService.WatchDrops:input_type -> overlayd.v1.WatchDropsRequest
-	1,  // 29: overlayd.v1.NodeService.GetVersion:output_type -> overlayd.v1.GetVersionResponse
-	4,  // 30: overlayd.v1.NodeService.GetStatus:output_type -> overlayd.v1.GetStatusResponse
-	9,  // 31: overlayd.v1.NodeService.ListNetworks:output_type -> overlayd.v1.ListNetworksResponse
-	14, // 32: overlayd.v1.NodeService.ListFDB:output_type -> overlayd.v1.ListFDBResponse
-	17, // 33: overlayd.v1.NodeService.ListPeers:output_type -> overlayd.v1.ListPeersResponse
-	20, // 34: overlayd.v1.NodeService.ListDrops:output_type -> overlayd.v1.ListDropsResponse
-	24, // 35: overlayd.v1.NodeService.WatchDrops:output_type -> overlayd.v1.WatchDropsResponse
-	29, // [29:36] is the sub-list for method output_type
-	22, // [22:29] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	27, // 17: overlayd.v1.Peer.last_heard:type_name -> google.protobuf.Timestamp
+	21, // 18: overlayd.v1.ListDropsResponse.drops:type_name -> overlayd.v1.Drop
+	27, // 19: overlayd.v1.Drop.last_time:type_name -> google.protobuf.Timestamp
+	22, // 20: overlayd.v1.Drop.last_sample:type_name -> overlayd.v1.DropSample
+	27, // 21: overlayd.v1.DropSample.time:type_name -> google.protobuf.Timestamp
+	22, // 22: overlayd.v1.WatchDropsResponse.samples:type_name -> overlayd.v1.DropSample
+	0,  // 23: overlayd.v1.NodeService.GetVersion:input_type -> overlayd.v1.GetVersionRequest
+	3,  // 24: overlayd.v1.NodeService.GetStatus:input_type -> overlayd.v1.GetStatusRequest
+	8,  // 25: overlayd.v1.NodeService.ListNetworks:input_type -> overlayd.v1.ListNetworksRequest
+	13, // 26: overlayd.v1.NodeService.ListFDB:input_type -> overlayd.v1.ListFDBRequest
+	16, // 27: overlayd.v1.NodeService.ListPeers:input_type -> overlayd.v1.ListPeersRequest
+	19, // 28: overlayd.v1.NodeService.ListDrops:input_type -> overlayd.v1.ListDropsRequest
+	23, // 29: overlayd.v1.NodeService.WatchDrops:input_type -> overlayd.v1.WatchDropsRequest
+	1,  // 30: overlayd.v1.NodeService.GetVersion:output_type -> overlayd.v1.GetVersionResponse
+	4,  // 31: overlayd.v1.NodeService.GetStatus:output_type -> overlayd.v1.GetStatusResponse
+	9,  // 32: overlayd.v1.NodeService.ListNetworks:output_type -> overlayd.v1.ListNetworksResponse
+	14, // 33: overlayd.v1.NodeService.ListFDB:output_type -> overlayd.v1.ListFDBResponse
+	17, // 34: overlayd.v1.NodeService.ListPeers:output_type -> overlayd.v1.ListPeersResponse
+	20, // 35: overlayd.v1.NodeService.ListDrops:output_type -> overlayd.v1.ListDropsResponse
+	24, // 36: overlayd.v1.NodeService.WatchDrops:output_type -> overlayd.v1.WatchDropsResponse
+	30, // [30:37] is the sub-list for method output_type
+	23, // [23:30] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_overlayd_v1_node_proto_init() }
