@@ -1,64 +1,90 @@
 package poll
 
 import (
+	"errors"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// ErrInterrupted is what Wait returns once Interrupt has been called: os.ErrDeadlineExceeded, wrapped.
-var ErrInterrupted = fmt.Errorf("interrupted: %w", os.ErrDeadlineExceeded)
+// maxReady is how many descriptors one Wait reports; the others are reported by the next.
+const maxReady = 64
 
-// Interrupter ends waits. It cannot be taken back.
-type Interrupter struct {
-	fd int // eventfd that becomes readable for good
+// Set is a set of file descriptors to wait for.
+type Set struct {
+	epoll  int
+	wake   int // eventfd
+	events [maxReady]unix.EpollEvent
+	ready  [maxReady]int
 }
 
-// NewInterrupter makes an Interrupter. It costs one file descriptor.
-func NewInterrupter() (*Interrupter, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+// NewSet makes an empty set. It costs two file descriptors.
+func NewSet() (*Set, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("making an eventfd: %w", err)
+		return nil, fmt.Errorf("making an epoll instance: %w", err)
 	}
-	return &Interrupter{fd: fd}, nil
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making an eventfd: %w", err), unix.Close(epoll))
+	}
+	s := &Set{epoll: epoll, wake: wake}
+	if err := s.Add(wake); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
-// Interrupt makes all present and future waits with i return ErrInterrupted.
-func (i *Interrupter) Interrupt() {
+// Add puts the descriptor fd, which must be in non-blocking mode, into the set.
+func (s *Set) Add(fd int) error {
+	e := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, fd, &e); err != nil {
+		return fmt.Errorf("waiting for descriptor %d: %w", fd, err)
+	}
+	return nil
+}
+
+// Remove takes fd out of the set.
+func (s *Set) Remove(fd int) error {
+	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
+		return fmt.Errorf("no longer waiting for descriptor %d: %w", fd, err)
+	}
+	return nil
+}
+
+// Wait blocks until a descriptor can be read from or has an error to report, or until Wake. It returns
+// the descriptors that are ready, which stay ready until they are read empty, and whether it was woken. The
+// slice is valid until the next Wait.
+func (s *Set) Wait() (ready []int, woken bool, err error) {
+	for {
+		n, err := unix.EpollWait(s.epoll, s.events[:], -1)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("waiting for descriptors: %w", err)
+		}
+		ready = s.ready[:0]
+		for i := range n {
+			if fd := int(s.events[i].Fd); fd != s.wake {
+				ready = append(ready, fd)
+				continue
+			}
+			woken = true
+			var count [8]byte
+			// It can only fail when there is nothing to read, and then there is nothing to clear.
+			_, _ = unix.Read(s.wake, count[:])
+		}
+		return ready, woken, nil
+	}
+}
+
+// Wake ends the present Wait, or else the next one.
+func (s *Set) Wake() {
 	one := [8]byte{1, 0, 0, 0, 0, 0, 0, 1} // not 0 in either byte order
 	// It can only fail when the counter is about to overflow, and then it is readable already.
-	_, _ = unix.Write(i.fd, one[:])
+	_, _ = unix.Write(s.wake, one[:])
 }
 
-// Close frees the descriptor. No wait may be under way.
-func (i *Interrupter) Close() error { return unix.Close(i.fd) }
-
-// Waiter waits for one descriptor.
-type Waiter struct {
-	fds [2]unix.PollFd
-}
-
-// NewWaiter makes a Waiter for the descriptor fd, which should be in non-blocking mode.
-func NewWaiter(fd int, i *Interrupter) *Waiter {
-	return &Waiter{fds: [2]unix.PollFd{
-		{Fd: int32(fd), Events: unix.POLLIN},
-		{Fd: int32(i.fd), Events: unix.POLLIN},
-	}}
-}
-
-// Wait blocks until the descriptor can be read from or has an error to report, or until Interrupt.
-func (w *Waiter) Wait() error {
-	for {
-		_, err := unix.Poll(w.fds[:], -1)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return fmt.Errorf("waiting for a descriptor: %w", err)
-		case w.fds[1].Revents != 0:
-			return ErrInterrupted
-		}
-		return nil
-	}
-}
+// Close frees the set. The descriptors in it stay open. No Wait or Wake may be under way.
+func (s *Set) Close() error { return errors.Join(unix.Close(s.wake), unix.Close(s.epoll)) }

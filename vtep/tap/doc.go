@@ -6,7 +6,7 @@
 // one plain frame a call and works with every kernel that has a TUN/TAP driver; it is the fallback and the
 // baseline.
 //
-// The package starts no goroutines. A Queue is read by one goroutine and written by any number that take
-// turns; Interrupt wakes a blocked reader from any goroutine. It imports dataplane and nothing else of this
-// module. Linux only.
+// The package starts no goroutines and waits for nothing: that is for package poll. A Queue is read by one
+// goroutine and written by any number that take turns. It imports dataplane and nothing else of this module.
+// Linux only.
 package tap

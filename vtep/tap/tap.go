@@ -9,14 +9,16 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/header"
-	"github.com/overlayd/overlayd/vtep/poll"
 )
 
 // Queue is one queue of a TAP.
 type Queue interface {
-	// Read fills frames with what the kernel has, and returns how many: at least one. It blocks while there
-	// is nothing. The memory of the frames belongs to the queue, may be written by the caller, and is valid
-	// until the next Read. The error wraps os.ErrDeadlineExceeded after Interrupt.
+	// FD returns the descriptor to wait on: it can be read from when there is a frame.
+	FD() int
+
+	// Read fills frames with what the kernel has, and returns how many. It does not block when FD can be read
+	// from; where there is nothing the error is unix.EAGAIN. The memory of the frames belongs to the queue,
+	// may be written by the caller, and is valid until the next Read.
 	Read(frames []frame.Frame) (int, error)
 
 	// Write gives the kernel one frame, or superframe, made of the pieces in order. It does not block and
@@ -52,9 +54,7 @@ type Device struct {
 	// "multiqueue".
 	Missing map[string]error
 
-	interrupter *poll.Interrupter // of the vnet backend
-	interrupt   func()
-	closers     []func() error
+	closers []func() error
 }
 
 // ErrNoDevice means that the TUN/TAP driver is not there.
@@ -76,9 +76,6 @@ func Open(c Config) (*Device, error) {
 	}
 	return openWater(c)
 }
-
-// Interrupt makes every blocked or future Read return.
-func (d *Device) Interrupt() { d.interrupt() }
 
 // Close removes the interface. No Read or Write may be under way.
 func (d *Device) Close() error {

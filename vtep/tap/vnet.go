@@ -9,7 +9,6 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/header"
-	"github.com/overlayd/overlayd/vtep/poll"
 )
 
 const (
@@ -25,22 +24,14 @@ const (
 // Frames of a batch lie behind each other in mem, each behind its virtio-net header, and so near to each
 // other that a batch stays in the cache.
 type vnetQueue struct {
-	fd   int
-	wait *poll.Waiter
-	mem  []byte
-	hdr  [vnetHeader]byte
-	iov  []unix.Iovec
+	fd  int
+	mem []byte
+	hdr [vnetHeader]byte
+	iov []unix.Iovec
 }
 
 func openVNet(c Config) (*Device, error) {
-	i, err := poll.NewInterrupter()
-	if err != nil {
-		return nil, fmt.Errorf("opening TAP %s: %w", c.Name, err)
-	}
-	d := &Device{
-		Name: c.Name, Backend: "vnet", Missing: map[string]error{},
-		interrupter: i, interrupt: i.Interrupt, closers: []func() error{i.Close},
-	}
+	d := &Device{Name: c.Name, Backend: "vnet", Missing: map[string]error{}}
 	var fds []int
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if c.Queues > 1 {
@@ -98,10 +89,9 @@ func (d *Device) openQueue(flags uint16) (*vnetQueue, error) {
 		return nil, errors.Join(createError(d.Name, err), unix.Close(fd))
 	}
 	return &vnetQueue{
-		fd:   fd,
-		wait: poll.NewWaiter(fd, d.interrupter),
-		mem:  make([]byte, readBudget+vnetHeader+maxFrame),
-		iov:  make([]unix.Iovec, maxPieces+1),
+		fd:  fd,
+		mem: make([]byte, readBudget+vnetHeader+maxFrame),
+		iov: make([]unix.Iovec, maxPieces+1),
 	}, nil
 }
 
@@ -131,24 +121,11 @@ func (d *Device) setOffload(c Config, fds []int) error {
 	return nil
 }
 
-func (q *vnetQueue) Read(frames []frame.Frame) (int, error) {
-	for {
-		n, err := q.drain(frames)
-		if n > 0 {
-			// An error behind frames will show again at the next read.
-			return n, nil
-		}
-		if err != unix.EAGAIN {
-			return 0, err
-		}
-		if err := q.wait.Wait(); err != nil {
-			return 0, err
-		}
-	}
-}
+func (q *vnetQueue) FD() int { return q.fd }
 
-// drain reads until the batch is full or the queue is empty.
-func (q *vnetQueue) drain(frames []frame.Frame) (int, error) {
+// Read reads until the batch is full or the queue is empty. An error behind frames shows again at the next
+// Read.
+func (q *vnetQueue) Read(frames []frame.Frame) (int, error) {
 	k, off := 0, 0
 	for k < len(frames) && off < readBudget {
 		// The descriptor does not block, so that the scheduler need not know: see package poll.
@@ -156,12 +133,15 @@ func (q *vnetQueue) drain(frames []frame.Frame) (int, error) {
 		if errno == unix.EINTR {
 			continue
 		}
+		if errno != 0 && k > 0 {
+			return k, nil
+		}
 		if errno != 0 {
-			return k, errno
+			return 0, errno
 		}
 		n := int(r)
 		if n < vnetHeader {
-			return k, unix.EIO
+			return k, fmt.Errorf("a frame of %d bytes is shorter than its virtio-net header: %w", n, unix.EIO)
 		}
 		f := &frames[k]
 		f.Offload.Decode(q.mem[off : off+vnetHeader])

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
@@ -16,6 +15,7 @@ import (
 // waterQueue moves one plain frame a call.
 type waterQueue struct {
 	dev *water.Interface
+	fd  int
 	mem []byte
 	out []byte
 }
@@ -40,22 +40,24 @@ func openWater(c Config) (*Device, error) {
 	}
 	file, ok := dev.ReadWriteCloser.(*os.File)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("opening TAP %s: water gave a %T, which cannot be interrupted", c.Name, dev.ReadWriteCloser), dev.Close())
+		return nil, errors.Join(fmt.Errorf("opening TAP %s: water gave a %T, which cannot be waited for", c.Name, dev.ReadWriteCloser), dev.Close())
 	}
-	return &Device{
-		Name: c.Name, Backend: "water",
-		Queues: []Queue{&waterQueue{
-			dev: dev,
-			mem: make([]byte, frame.Headroom+maxFrame),
-			out: make([]byte, 0, maxFrame),
-		}},
-		closers: []func() error{dev.Close},
-		interrupt: func() {
-			// It fails only for a file that was closed, whose readers have returned.
-			_ = file.SetReadDeadline(time.Unix(1, 0))
-		},
-	}, nil
+	q := &waterQueue{
+		dev: dev,
+		mem: make([]byte, frame.Headroom+maxFrame),
+		out: make([]byte, 0, maxFrame),
+	}
+	raw, err := file.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { q.fd = int(fd) })
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening TAP %s: %w", c.Name, err), dev.Close())
+	}
+	return &Device{Name: c.Name, Backend: "water", Queues: []Queue{q}, closers: []func() error{dev.Close}}, nil
 }
+
+func (q *waterQueue) FD() int { return q.fd }
 
 func (q *waterQueue) Read(frames []frame.Frame) (int, error) {
 	n, err := q.dev.Read(q.mem[frame.Headroom:])

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/overlayd/overlayd/vtep/poll"
 )
 
 const (
@@ -54,8 +52,6 @@ type Endpoint struct {
 	owned   []int // file descriptors to close
 	gso     atomic.Bool
 
-	interrupter *poll.Interrupter
-
 	mu   sync.Mutex
 	icmp map[netip.Addr]PeerError
 }
@@ -80,10 +76,6 @@ func Open(c Config) (*Endpoint, error) {
 }
 
 func (e *Endpoint) open(c Config) error {
-	var err error
-	if e.interrupter, err = poll.NewInterrupter(); err != nil {
-		return err
-	}
 	if c.Receivers > 1 {
 		// With SO_REUSEPORT a second daemon of the same user could share the port unseen. A socket without it
 		// finds out.
@@ -101,7 +93,7 @@ func (e *Endpoint) open(c Config) error {
 			return err
 		}
 		e.owned = append(e.owned, fd)
-		e.Receivers = append(e.Receivers, newReceiver(fd, e.interrupter, c))
+		e.Receivers = append(e.Receivers, newReceiver(fd, c))
 	}
 	e.gso.Store(c.GSO)
 	if c.GSO && !c.Checksum && c.Local.Is4() {
@@ -242,19 +234,13 @@ func (e *Endpoint) Overflow() uint64 {
 	return n
 }
 
-// Interrupt makes every blocked or future Receive return.
-func (e *Endpoint) Interrupt() { e.interrupter.Interrupt() }
-
 // Close closes all sockets. No Receive or Send may be under way.
 func (e *Endpoint) Close() error {
 	var errs []error
-	if e.interrupter != nil {
-		errs = append(errs, e.interrupter.Close())
-	}
 	for _, fd := range e.owned {
 		errs = append(errs, unix.Close(fd))
 	}
-	e.Receivers, e.owned, e.interrupter = nil, nil, nil
+	e.Receivers, e.owned = nil, nil
 	return errors.Join(errs...)
 }
 

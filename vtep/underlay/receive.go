@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/forward"
-	"github.com/overlayd/overlayd/vtep/poll"
 )
 
 const (
@@ -26,7 +25,6 @@ const (
 // Receiver is one socket on the VXLAN port.
 type Receiver struct {
 	fd    int
-	wait  *poll.Waiter
 	batch int // buffers a receive
 	mem   []byte
 	msgs  []unix.Mmsghdr
@@ -35,8 +33,8 @@ type Receiver struct {
 	ctl   []byte
 }
 
-func newReceiver(fd int, i *poll.Interrupter, c Config) *Receiver {
-	r := &Receiver{fd: fd, wait: poll.NewWaiter(fd, i), batch: 1}
+func newReceiver(fd int, c Config) *Receiver {
+	r := &Receiver{fd: fd, batch: 1}
 	if c.Batch {
 		r.batch = maxBatch
 	}
@@ -58,41 +56,32 @@ func newReceiver(fd int, i *poll.Interrupter, c Config) *Receiver {
 	return r
 }
 
-// Receive fills batch with what the kernel has and returns how many buffers it filled: at least one. It
-// blocks while there is nothing. The error wraps os.ErrDeadlineExceeded after Interrupt; a unix.Errno may be
-// about a single datagram, such as an ICMP message, and receiving may go on.
-func (r *Receiver) Receive(batch []forward.Received) (int, error) {
-	for {
-		n, errno := r.drain(min(len(batch), r.batch))
-		if errno == unix.EAGAIN {
-			if err := r.wait.Wait(); err != nil {
-				return 0, err
-			}
-			continue
-		}
-		if errno != 0 {
-			return 0, errno
-		}
-		for i := range n {
-			r.decode(i, &batch[i])
-		}
-		return n, nil
-	}
-}
+// FD returns the descriptor to wait on: it can be read from when there is a datagram.
+func (r *Receiver) FD() int { return r.fd }
 
-// drain receives once, into at most n buffers.
-func (r *Receiver) drain(n int) (int, unix.Errno) {
+// Receive fills batch with what the kernel has and returns how many buffers it filled. It does not block;
+// where there is nothing the error is unix.EAGAIN. Any other error is a unix.Errno too, and may be about a
+// single datagram, such as an ICMP message, so that receiving may go on.
+func (r *Receiver) Receive(batch []forward.Received) (int, error) {
+	n := min(len(batch), r.batch)
 	for i := range n {
 		h := &r.msgs[i].Hdr
 		h.Namelen = nameLen
 		h.SetControllen(controlLen)
 	}
 	for {
+		// The socket does not block, so that the scheduler need not know: see package poll.
 		k, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
-		if errno == unix.EINTR {
+		switch errno {
+		case 0:
+			for i := range int(k) {
+				r.decode(i, &batch[i])
+			}
+			return int(k), nil
+		case unix.EINTR:
 			continue
 		}
-		return int(k), errno
+		return 0, errno
 	}
 }
 
