@@ -3,6 +3,7 @@ package poll
 import (
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,27 +57,35 @@ func (s *Set) Remove(fd int) error {
 // the descriptors that are ready, which stay ready until they are read empty, and whether it was woken. The
 // slice is valid until the next Wait.
 func (s *Set) Wait() (ready []int, woken bool, err error) {
-	for {
-		n, err := unix.EpollWait(s.epoll, s.events[:], -1)
-		if err == unix.EINTR {
+	n, errno := s.briefly()
+	for n == 0 || errno == unix.EINTR {
+		n, err = unix.EpollWait(s.epoll, s.events[:], -1)
+		errno, _ = err.(unix.Errno)
+	}
+	if errno != 0 {
+		return nil, false, fmt.Errorf("waiting for descriptors: %w", errno)
+	}
+	ready = s.ready[:0]
+	for i := range n {
+		if fd := int(s.events[i].Fd); fd != s.wake {
+			ready = append(ready, fd)
 			continue
 		}
-		if err != nil {
-			return nil, false, fmt.Errorf("waiting for descriptors: %w", err)
-		}
-		ready = s.ready[:0]
-		for i := range n {
-			if fd := int(s.events[i].Fd); fd != s.wake {
-				ready = append(ready, fd)
-				continue
-			}
-			woken = true
-			var count [8]byte
-			// It can only fail when there is nothing to read, and then there is nothing to clear.
-			_, _ = unix.Read(s.wake, count[:])
-		}
-		return ready, woken, nil
+		woken = true
+		var count [8]byte
+		// It can only fail when there is nothing to read, and then there is nothing to clear.
+		_, _ = unix.Read(s.wake, count[:])
 	}
+	return ready, woken, nil
+}
+
+// briefly waits no longer than a millisecond, which under load is long enough nearly always, and does so
+// without telling the Go scheduler. Told, its monitor would find the worker in a system call every few
+// milliseconds, take its processor away and itself keep waking up every 20 microseconds. Not told, the
+// scheduler can still stop the worker: its signal ends the wait.
+func (s *Set) briefly() (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(s.epoll), uintptr(unsafe.Pointer(&s.events[0])), maxReady, 1, 0, 0)
+	return int(n), errno
 }
 
 // Wake ends the present Wait, or else the next one.
