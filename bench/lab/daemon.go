@@ -1,0 +1,211 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/overlayd/overlayd/dataplane/mtu"
+)
+
+// startPatience is how long an overlayd may take to say that it is ready.
+const startPatience = 15 * time.Second
+
+// Names in the directory of a host.
+const (
+	configFile = "overlayd.yaml"
+	socketFile = "overlayd.sock"
+	logFile    = "overlayd.log"
+	notifyFile = "notify.sock"
+)
+
+// metricsAddress is the same on every host: each has a loopback of its own.
+const metricsAddress = "127.0.0.1:9789"
+
+// daemonConfig is the configuration file of overlayd.
+type daemonConfig struct {
+	Node     string          `yaml:"node"`
+	Socket   string          `yaml:"socket"`
+	Metrics  string          `yaml:"metrics"`
+	Log      string          `yaml:"log,omitempty"`
+	Queues   int             `yaml:"queues,omitempty"`
+	Disable  []string        `yaml:"disable,omitempty,flow"`
+	Underlay daemonUnderlay  `yaml:"underlay"`
+	Networks []daemonNetwork `yaml:"networks"`
+}
+
+type daemonUnderlay struct {
+	Port      uint16       `yaml:"port"`
+	Addresses []netip.Addr `yaml:"addresses,flow"`
+	Checksum  string       `yaml:"checksum,omitempty"`
+}
+
+type daemonNetwork struct {
+	Name        string         `yaml:"name"`
+	VNI         uint32         `yaml:"vni"`
+	Device      string         `yaml:"device"`
+	Address     []netip.Prefix `yaml:"address,flow"`
+	Peers       []netip.Addr   `yaml:"peers,flow"`
+	Learning    bool           `yaml:"learning"`
+	MTU         mtu.OverlayMTU `yaml:"mtu,omitempty"`
+	AllowNested bool           `yaml:"allow_nested,omitempty"`
+}
+
+// daemon is an overlayd that this process started.
+type daemon struct {
+	process
+	ended chan struct{} // closed when it has ended and err is set
+	err   error
+}
+
+// config is what the scenario says to the overlayd of a host.
+func (l *Lab) config(h *Host) daemonConfig {
+	c := daemonConfig{
+		Node:     h.name,
+		Socket:   h.Socket(),
+		Metrics:  metricsAddress,
+		Log:      h.spec.Overlayd.Log,
+		Queues:   h.spec.Overlayd.Queues,
+		Disable:  h.spec.Overlayd.Disable,
+		Underlay: daemonUnderlay{Port: vxlanPort, Checksum: h.spec.Overlayd.Checksum},
+	}
+	used := make(map[Family]bool)
+	for i := range l.scenario.Networks {
+		n := &l.scenario.Networks[i]
+		if n.Members[h.name] != Overlayd {
+			continue
+		}
+		if !used[n.Underlay] {
+			used[n.Underlay] = true
+			c.Underlay.Addresses = append(c.Underlay.Addresses, h.spec.underlay(n.Underlay))
+		}
+		c.Networks = append(c.Networks, daemonNetwork{
+			Name:        n.Name,
+			VNI:         n.VNI,
+			Device:      deviceName(n.Name),
+			Address:     h.overlay[n.Name],
+			Peers:       l.scenario.peers(n, h.name),
+			Learning:    true,
+			MTU:         n.MTU,
+			AllowNested: n.AllowNested,
+		})
+	}
+	return c
+}
+
+// startDaemon starts the overlayd of a host and waits until it says that it forwards, by the protocol of
+// sd_notify(3).
+func (l *Lab) startDaemon(ctx context.Context, h *Host, binary string) error {
+	if err := os.MkdirAll(h.dir, 0o755); err != nil {
+		return fmt.Errorf("make the directory of %s: %w", h.name, err)
+	}
+	config, err := yaml.Marshal(l.config(h))
+	if err != nil {
+		return fmt.Errorf("encode the configuration of %s: %w", h.name, err)
+	}
+	if err := os.WriteFile(filepath.Join(h.dir, configFile), config, 0o644); err != nil {
+		return fmt.Errorf("write the configuration of %s: %w", h.name, err)
+	}
+	notifyPath := filepath.Join(h.dir, notifyFile)
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: notifyPath})
+	if err != nil {
+		return fmt.Errorf("listen for the start of overlayd on %s: %w", h.name, err)
+	}
+	defer os.Remove(notifyPath)
+	defer notify.Close()
+	log, err := os.OpenFile(h.LogPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return fmt.Errorf("open the log of %s: %w", h.name, err)
+	}
+	defer log.Close()
+
+	cmd := exec.Command(binary, "--config", filepath.Join(h.dir, configFile))
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notifyPath)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the Ctrl-C of a terminal is for the lab to act on
+	if err := h.Start(cmd); err != nil {
+		return fmt.Errorf("start overlayd on %s: %w", h.name, err)
+	}
+	d := &daemon{process: process{Host: h.name, PID: cmd.Process.Pid}, ended: make(chan struct{})}
+	d.Start, _ = startOf(d.PID) // not reaped yet; 0 when it is a zombie already, which nothing has to stop
+	l.daemons.Go(func() {
+		d.err = cmd.Wait()
+		close(d.ended)
+	})
+	if err := l.remember(h, d); err != nil {
+		return err
+	}
+
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	ready := make(chan error, 1)
+	go func() { ready <- awaitReady(notify) }()
+	select {
+	case err = <-ready:
+	case <-d.ended:
+		err = fmt.Errorf("it ended: %w", exitError(d.err))
+	case <-ctx.Done():
+		err = fmt.Errorf("it did not get ready: %w", ctx.Err())
+	}
+	notify.Close() // ends awaitReady
+	if err != nil {
+		return fmt.Errorf("start overlayd on %s: %w%s", h.name, err, tail(h.LogPath()))
+	}
+	for _, n := range l.scenario.Networks {
+		if n.Members[h.name] == Overlayd {
+			if err := h.awaitUp(ctx, deviceName(n.Name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// exitError makes an error of a clean exit, which at the start is none that was hoped for.
+func exitError(err error) error {
+	if err == nil {
+		return errors.New("exit status 0")
+	}
+	return err
+}
+
+// awaitReady reads messages of sd_notify until one says READY=1.
+func awaitReady(notify *net.UnixConn) error {
+	buf := make([]byte, 4096)
+	for {
+		n, err := notify.Read(buf)
+		if err != nil {
+			return err
+		}
+		for line := range bytes.Lines(buf[:n]) {
+			if string(bytes.TrimSpace(line)) == "READY=1" {
+				return nil
+			}
+		}
+	}
+}
+
+// tail quotes the last lines of a log for an error; the log goes with the lab.
+func tail(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil || len(bytes.TrimSpace(text)) == 0 {
+		return " (its log is empty)"
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	if len(lines) > 10 {
+		lines = lines[len(lines)-10:]
+	}
+	return "; the end of its log:\n  " + strings.Join(lines, "\n  ")
+}
