@@ -1,8 +1,10 @@
 package vtep
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"sync"
 
@@ -49,7 +51,15 @@ func (v *VTEP) openNetwork(c *Network) (*network, error) {
 		t.Queues = 1
 	}
 	dev, err := tap.Open(t)
-	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
+	if err != nil && t.VNet && !isTaken(err) && !errors.Is(err, tap.ErrNoDevice) && !errors.Is(err, unix.EPERM) {
+		// Whatever the kernel has against the virtio-net header, a plain TAP may still do.
+		t.VNet = false
+		refused := err
+		if dev, err = tap.Open(t); err == nil {
+			v.features.missing(FeatureTAPVNet, refused)
+		}
+	}
+	if isTaken(err) {
 		if owner := link.DeviceOwner(c.Device); owner != "" {
 			err = fmt.Errorf("%w (%s): remove it, or choose another device", err, owner)
 		}
@@ -65,11 +75,14 @@ func (v *VTEP) openNetwork(c *Network) (*network, error) {
 	return n, nil
 }
 
+// isTaken reports whether err means that there is an interface of this name.
+func isTaken(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) }
+
 // noteMissing tells the features what this kernel's TAPs lack.
 func (v *VTEP) noteMissing(dev *tap.Device) {
 	if dev.Backend == "water" {
 		why := errors.New("needs " + FeatureTAPVNet)
-		for _, f := range []string{FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue} {
+		for _, f := range []string{FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue, FeatureGSOMaxSize} {
 			v.features.missing(f, why)
 		}
 		return
@@ -79,12 +92,16 @@ func (v *VTEP) noteMissing(dev *tap.Device) {
 	v.features.missing(FeatureTAPMultiqueue, dev.Missing["multiqueue"])
 	if !dev.Offload.TSO {
 		v.features.missing(FeatureTAPUSO, errors.New("needs "+FeatureTAPTSO))
+		v.features.missing(FeatureGSOMaxSize, errors.New("needs "+FeatureTAPTSO))
+	}
+	if v.cfg.Queues == 1 {
+		v.features.missing(FeatureTAPMultiqueue, errors.New("one queue is all that is asked for"))
 	}
 }
 
 func (n *network) init(v *VTEP) error {
-	mac, err := link.MAC(n.cfg.Device)
-	if err != nil {
+	mac := stationMAC(n.cfg.VNI, v.endpoints[0].Local)
+	if err := link.SetMAC(n.cfg.Device, mac); err != nil {
 		return err
 	}
 	n.fwd = &forward.Network{
@@ -115,6 +132,18 @@ func (n *network) init(v *VTEP) error {
 		n.ips[m.MAC] = append(n.ips[m.MAC], m.IPs...)
 	}
 	return nil
+}
+
+// stationMAC returns the MAC of this host's TAP in the network vni: the same after every restart, so that
+// nobody's ARP cache goes stale, and different on every host, whose underlay addresses differ. It is locally
+// administered (IEEE 802, 8.2).
+func stationMAC(vni addr.VNI, local netip.Addr) addr.MAC {
+	h := fnv.New64a()
+	_ = binary.Write(h, binary.BigEndian, vni) // a hash takes everything
+	_, _ = h.Write(local.AsSlice())
+	mac := addr.MACFromUint64(h.Sum64())
+	mac[0] = mac[0]&^1 | 2
+	return mac
 }
 
 // up gives the interface its addresses and sets it up. index is that of n in the configuration.

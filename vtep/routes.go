@@ -91,6 +91,17 @@ func (v *VTEP) applyMTU(n *network) error {
 		return err
 	}
 	n.fwd.SetMTU(m)
+	if old != 0 && !old.CarriesIPv6() && m.CarriesIPv6() {
+		// The kernel took IPv6 off the device, addresses and all, and brings back only the device.
+		for _, p := range n.cfg.Addresses {
+			if !p.Addr().Is6() {
+				continue
+			}
+			if err := link.AddAddress(n.cfg.Device, p); err != nil {
+				return err
+			}
+		}
+	}
 	if v.features.on(FeatureGSOMaxSize) && n.dev.Offload.TSO {
 		if err := link.SetGSOMaxSize(n.cfg.Device, gsoMaxSize(m)); err != nil {
 			v.features.missing(FeatureGSOMaxSize, err)

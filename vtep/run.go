@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,9 +18,6 @@ const (
 	ageEvery = 10 * time.Second
 )
 
-// datagrams counts UDP datagrams.
-type datagrams = atomic.Uint64
-
 // Run forwards until ctx ends, and then returns nil, or until something happens after which it cannot go
 // on: a TAP was deleted, say. It is called once.
 func (v *VTEP) Run(ctx context.Context) (err error) {
@@ -32,6 +28,11 @@ func (v *VTEP) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("watching the underlay: %w", err)
 	}
+	defer func() {
+		cancel()
+		for range changes { // until the goroutine of Watch has ended
+		}
+	}()
 	workers, err := v.newWorkers()
 	defer func() {
 		for _, w := range workers {
@@ -82,22 +83,22 @@ func (v *VTEP) newWorkers() ([]*worker, error) {
 	return workers, nil
 }
 
-// watch follows changes of links, addresses and routes.
+// watch follows changes of links, addresses and routes, beginning with those since New.
 func (v *VTEP) watch(ctx context.Context, changes <-chan struct{}, workers []*worker) {
 	for {
+		v.followAddresses(ctx, workers)
+		v.readRoutes()
+		for _, n := range v.networks {
+			if err := v.applyMTU(n); err != nil {
+				v.log.Warn("the MTU could not follow the underlay; large frames may be dropped", "network", n.cfg.Name, "error", err)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case _, ok := <-changes:
 			if !ok {
 				return
-			}
-		}
-		v.followAddresses(ctx, workers)
-		v.readRoutes()
-		for _, n := range v.networks {
-			if err := v.applyMTU(n); err != nil {
-				v.log.Warn("the MTU could not follow the underlay; large frames may be dropped", "network", n.cfg.Name, "error", err)
 			}
 		}
 	}
@@ -138,8 +139,9 @@ func (v *VTEP) retire(ctx context.Context, e *underlay.Endpoint, workers []*work
 		case err := <-removed:
 			errs = append(errs, err)
 		case <-ctx.Done():
-			// The workers may have ended before they came to it. The process ends too.
-			return errors.Join(errs...)
+			// The workers may have ended before they came to it.
+			v.stale = append(v.stale, e)
+			return nil
 		}
 	}
 	v.retired.Add(e.Overflow())

@@ -22,9 +22,11 @@ func (v *VTEP) Status() Status {
 	s := Status{
 		Port:            v.cfg.Underlay.Port,
 		Features:        v.features.list(),
-		DatagramsIn:     v.traffic.in.Load(),
-		DatagramsOut:    v.traffic.out.Load(),
+		DatagramsIn:     v.received.Load(),
 		ReceiveOverflow: v.retired.Load(),
+	}
+	for _, n := range v.networks {
+		s.DatagramsOut += n.fwd.Counters.UnderlayOut.Frames.Load() // there is one frame in each
 	}
 	v.sendMu.RLock()
 	defer v.sendMu.RUnlock()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,14 +62,15 @@ type VTEP struct {
 	tables   *forward.Tables
 	samples  *forward.Samples
 	drops    forward.Drops // of datagrams that belong to no network
-	traffic  struct{ in, out datagrams }
+	received atomic.Uint64 // datagrams
 	networks []*network
 
 	// sendMu is held for reading while a batch is being sent, and for writing to replace what is below.
 	sendMu    sync.RWMutex
 	endpoints []*underlay.Endpoint // at most one of each family
 	dests     []underlay.Destination
-	retired   atomic.Uint64 // receive overflow of endpoints that are gone
+	retired   atomic.Uint64        // receive overflow of endpoints that are gone
+	stale     []*underlay.Endpoint // no longer used, but still open; of watch, and then of Close
 
 	mu    sync.Mutex
 	peers map[netip.Addr]PeerStatus // as found at the last look at the routes
@@ -115,6 +117,13 @@ func (v *VTEP) open() error {
 	if err != nil {
 		return err
 	}
+	for i := range v.cfg.Networks {
+		for j, p := range v.cfg.Networks[i].Peers {
+			if slices.Contains(locals, p) {
+				return &ConfigError{fmt.Sprintf("networks[%d].peers[%d]", i, j), fmt.Errorf("%v is this host's own address: state remote hosts alone", p)}
+			}
+		}
+	}
 	for _, a := range locals {
 		e, err := v.openEndpoint(a)
 		if err != nil {
@@ -153,12 +162,12 @@ func (v *VTEP) Close() error {
 			errs = append(errs, fmt.Errorf("removing %s: %w", n.cfg.Device, err))
 		}
 	}
-	for _, e := range v.endpoints {
+	for _, e := range append(v.endpoints, v.stale...) {
 		if err := e.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("closing the sockets of %v: %w", e.Local, err))
 		}
 	}
-	v.networks, v.endpoints = nil, nil
+	v.networks, v.endpoints, v.stale = nil, nil, nil
 	return errors.Join(errs...)
 }
 

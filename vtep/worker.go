@@ -145,11 +145,6 @@ func (o *outlet) turn() error {
 	}
 	e.Process(o.w.frames[:k], v.now())
 	if len(e.Sends) > 0 {
-		sent := 0
-		for i := range e.Sends {
-			sent += e.Sends[i].Frames
-		}
-		v.traffic.out.Add(uint64(sent))
 		v.sendMu.RLock()
 		o.w.sender.Send(e.Sends, e.Pieces, v.dests, e)
 		v.sendMu.RUnlock()
@@ -195,7 +190,7 @@ func (in *inlet) turn() error {
 		return nil
 	}
 	in.ingress.Process(in.w.buffers[:k], v.now())
-	v.traffic.in.Add(uint64(in.ingress.Datagrams))
+	v.received.Add(uint64(in.ingress.Datagrams))
 	for i := range in.ingress.Deliveries {
 		d := &in.ingress.Deliveries[i]
 		n := in.networks[d.Net]

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/overlayd/overlayd/bench/compare"
 	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/controlplane/api"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
@@ -106,7 +107,7 @@ that does not run, 2 when the command line is at fault.`,
 		socket = defaultSocket
 	}
 	root.PersistentFlags().StringVar(&a.socket, "socket", socket, "`path` of the daemon's socket; the environment variable "+socketEnv+" sets the default")
-	root.AddCommand(a.statusCommand(), a.networkCommand(), a.fdbCommand(), a.peersCommand(), a.dropsCommand(), a.versionCommand(), lab.Command())
+	root.AddCommand(a.statusCommand(), a.networkCommand(), a.fdbCommand(), a.peersCommand(), a.dropsCommand(), a.versionCommand(), lab.Command(), compare.Command())
 	a.prepare(root)
 	return root
 }

@@ -192,8 +192,8 @@ func TestFaults(t *testing.T) {
 		{"lab upp", exitUsage, `overlayctl lab has no command "upp": choose from down, exec, run, status, up; see overlayctl --help`},
 		{"lab up", exitUsage, `accepts 1 arg(s), received 0; see overlayctl --help`},
 		{"network rm", exitUsage, `overlayctl network has no command "rm": choose from ls; see overlayctl --help`},
-		{"", exitUsage, `overlayctl needs one of the commands completion, drops, fdb, lab, network, peers, status, version; see overlayctl --help`},
-		{"stat", exitUsage, `overlayctl has no command "stat": choose from completion, drops, fdb, lab, network, peers, status, version; see overlayctl --help`},
+		{"", exitUsage, `overlayctl needs one of the commands bench, completion, drops, fdb, lab, network, peers, status, version; see overlayctl --help`},
+		{"stat", exitUsage, `overlayctl has no command "stat": choose from bench, completion, drops, fdb, lab, network, peers, status, version; see overlayctl --help`},
 	} {
 		code, out, errs := call(t.Context(), map[string]string{"OVERLAYD_SOCKET": socket}, strings.Fields(c.args)...)
 		if code != c.code || out != "" || errs != "overlayctl: "+c.want+"\n" {

@@ -123,7 +123,7 @@ func (scraped) Status() vtep.Status {
 }
 func (scraped) Networks() []vtep.NetworkStatus { return []vtep.NetworkStatus{{Name: "blue", VNI: 42}} }
 func (scraped) Peers() []vtep.PeerStatus {
-	return []vtep.PeerStatus{{Address: netip.MustParseAddr("192.0.2.2")}}
+	return []vtep.PeerStatus{{Address: netip.MustParseAddr("192.0.2.2"), UnderlayMTU: 1500, OverlayMTU: 1450}}
 }
 
 func TestDocsMetrics(t *testing.T) {

@@ -197,7 +197,13 @@ func (e *Egress) suppress(b []byte) bool {
 func (e *Egress) send(f *frame.Frame, size int, s Send) int {
 	room := e.view.vteps[s.VTEP].MaxFrame
 	if size != 0 {
-		return e.sendSuperframe(f.Bytes(), min(size, room-int(e.p.PayloadOff)), s)
+		most := room - int(e.p.PayloadOff)
+		if e.p.Proto == header.ProtoUDP && most < min(size, gso.Payload(&e.p)) {
+			// Unlike those of TCP, the boundaries between UDP datagrams mean something and must stay.
+			e.drop(ExceedsPathMTU, s.Frames, f.Bytes(), &e.view.vteps[s.VTEP])
+			return s.Frames
+		}
+		return e.sendSuperframe(f.Bytes(), min(size, most), s)
 	}
 	if len(f.Buf)-frame.Headroom > room {
 		e.drop(ExceedsPathMTU, 1, f.Bytes(), &e.view.vteps[s.VTEP])

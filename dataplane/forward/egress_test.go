@@ -127,6 +127,13 @@ func TestEgressCutsSmallerForANarrowPath(t *testing.T) {
 	w.send(t, plain(frametest.UDP4(frametest.Opts{Payload: 1300}).Bytes()))
 	w.wantDropped(t, ExceedsPathMTU, 1)
 	w.checkLaw(t)
+	// Datagrams cannot be cut at other places than their sender chose.
+	h, b = frametest.UDP4(frametest.Opts{Payload: 4000}).Offload(1400)
+	if got := w.send(t, fromTAP(h, b)); len(got) != 0 {
+		t.Errorf("a UDP superframe left as %d datagrams", len(got))
+	}
+	w.wantDropped(t, ExceedsPathMTU, 4)
+	w.checkLaw(t)
 }
 
 func TestEgressGroupsEqualSmallFrames(t *testing.T) {

@@ -170,7 +170,7 @@ func (in *Ingress) datagram(b []byte, size int) {
 		in.drop(o.net, reason, frames, b)
 		return
 	}
-	in.deliver(o, f, size, sum)
+	in.deliver(o, b, size, sum)
 }
 
 // superSize returns the segment size of f if it is a superframe, or 0. Without a stated size, a TCP segment
@@ -204,12 +204,14 @@ func (in *Ingress) check(n *Network, f []byte, fault frame.Fault) (DropReason, g
 		return ECNBroken, 0
 	case !n.AllowNested && nested(f, &in.p, in.opt.Port):
 		return NestedVXLAN, 0
-	case !in.source(n, header.Ethernet(f).Src()):
-		return SourceSpoofed, 0
 	}
 	sum := gso.Verify(f, &in.p)
-	if sum == gso.Wrong {
+	// The source comes last: nothing is learned from a frame that is dropped.
+	switch {
+	case sum == gso.Wrong:
 		return BadChecksum, 0
+	case !in.source(n, header.Ethernet(f).Src()):
+		return SourceSpoofed, 0
 	}
 	return NotDropped, sum
 }
@@ -233,9 +235,10 @@ func (in *Ingress) source(n *Network, mac addr.MAC) bool {
 	return true
 }
 
-// deliver hands f on in the form that the TAP takes.
-func (in *Ingress) deliver(o *outlet, f []byte, size int, sum gso.Checksum) {
+// deliver hands the frame in the datagram b on in the form that the TAP takes.
+func (in *Ingress) deliver(o *outlet, b []byte, size int, sum gso.Checksum) {
 	p, tap := &in.p, &o.net.TAP
+	f := b[header.VXLANLen:]
 	if size == 0 {
 		if sum == gso.Partial && !tap.Checksum {
 			gso.CompleteTransport(f, p)
@@ -251,7 +254,7 @@ func (in *Ingress) deliver(o *outlet, f []byte, size int, sum gso.Checksum) {
 	first := len(in.cut)
 	cut := gso.Split(in.cut, in.arena, nil, f, p, size)
 	if cut == nil {
-		in.drop(o.net, GSOUnsupported, gso.Segments(gso.Payload(p), size), f)
+		in.drop(o.net, GSOUnsupported, gso.Segments(gso.Payload(p), size), b)
 		return
 	}
 	in.cut = cut

@@ -26,8 +26,8 @@ const (
 	IPBadFragment  // fragment that cannot be part of a valid packet (RFC 1858, RFC 3128)
 	TCPBadOption   // option list that runs over its header
 	NestedVXLAN    // VXLAN inside VXLAN, on a network that does not allow it
-	SourceSpoofed  // source MAC is registered behind another VTEP, or is ours
 	BadChecksum    // inner TCP or UDP checksum is wrong
+	SourceSpoofed  // source MAC is registered behind another VTEP, or is ours
 	BadOffload     // virtio-net header that contradicts the frame
 	GSOUnsupported // superframe of a kind that cannot be segmented
 

@@ -6,5 +6,5 @@
 //
 // A Parsed is meant to be reused for frame after frame; it holds no memory of the frame. There are no
 // goroutines, and values may be used from several of them as long as each has its own. The package imports
-// only the wire formats in dataplane/header and the vocabulary in dataplane/addr.
+// only the wire formats in dataplane/header.
 package frame

@@ -22,6 +22,9 @@ const (
 	NumFaults                 // how many there are
 )
 
+// maxPacket is the largest packet, in bytes, whose length an IPv4 header can state.
+const maxPacket = 65535
+
 // Layer3 is the network layer protocol of a frame, as far as Parse knows it.
 type Layer3 uint8
 
@@ -37,15 +40,15 @@ const (
 // with more is carried as Opaque.
 const maxTags = 2
 
-// maxExtensions bounds the walk along IPv6 extension headers. RFC 8200, section 4.1 names seven that may
-// stand in one packet.
-const maxExtensions = 8
+// maxExtensions is how many IPv6 extension headers a packet may have: the seven that RFC 8200, section 4.1
+// names.
+const maxExtensions = 7
 
 // Parsed is the result of Parse: offsets in bytes from the first byte of the Ethernet header. Offsets of
 // layers that are not there are 0.
 type Parsed struct {
 	L3Off      uint16 // network layer header
-	L4Off      uint16 // TCP, UDP, ICMP or ICMPv6 header; 0 for other protocols and for fragments
+	L4Off      uint16 // TCP, UDP, ICMP or ICMPv6 header; 0 for other protocols, for fragments, and see DstOff
 	PayloadOff uint16 // behind the TCP or UDP header
 	EtherType  uint16 // innermost: behind the VLAN tags
 	End        int    // end of the network layer packet; what follows is Ethernet padding
@@ -54,6 +57,11 @@ type Parsed struct {
 	Tags       uint8 // VLAN tags
 	TCPFlags   uint8
 	Fragment   bool // a fragment of a larger packet; its ports are not looked at
+
+	// DstOff is where, in an IPv6 packet, the address is that transport checksums have as destination: in the
+	// fixed header, or in a routing header that leads on to another (RFC 8200, section 8.1). It is 0 if that
+	// routing header is of an unknown kind; the transport header is not looked at then.
+	DstOff uint16
 }
 
 // Parse fills p from the Ethernet frame b, or says what is wrong with it, in which case p is undefined
@@ -121,7 +129,11 @@ func (p *Parsed) parseIPv4(b []byte, off int) Fault {
 	p.Proto = ip[9]
 	if word := binary.BigEndian.Uint16(ip[6:]); word&0x3fff != 0 {
 		p.Fragment = true
-		return fragmentFault(p.Proto, int(word&0x1fff)*8, word&0x2000 != 0, total-hlen)
+		offset := int(word&0x1fff) * 8
+		if offset+total > maxPacket { // more than the header of the whole packet could state
+			return BadFragment
+		}
+		return fragmentFault(p.Proto, offset, word&0x2000 != 0, total-hlen)
 	}
 	return p.parseL4(b, off+hlen)
 }
@@ -166,12 +178,14 @@ func ipv4OptionsOK(o []byte) bool {
 }
 
 // fragmentFault refuses fragments that no sender makes and that have been used to get past filters or to
-// crash receivers: an end beyond 65,535 bytes, a first TCP fragment that hides the flags (RFC 1858,
-// section 3), an overlap of the TCP header (RFC 3128), and a part that is not the last and no multiple of 8.
+// crash receivers: an end beyond 65,535 bytes, a part that is empty, one that is not the last and no multiple
+// of 8, a first TCP fragment that hides the flags (RFC 1858, section 3), and an overlap of the TCP header
+// (RFC 3128).
 func fragmentFault(proto uint8, offset int, more bool, size int) Fault {
 	switch {
-	case offset+size > 65535,
-		more && (size == 0 || size%8 != 0),
+	case offset+size > maxPacket,
+		size == 0,
+		more && size%8 != 0,
 		proto == header.ProtoTCP && offset == 0 && size < header.TCPMinLen,
 		proto == header.ProtoTCP && offset == 8:
 		return BadFragment
@@ -193,10 +207,11 @@ func (p *Parsed) parseIPv6(b []byte, off int) Fault {
 		return BadLength
 	}
 	p.End = off + end
+	p.DstOff = uint16(off + 24)
 	ip = ip[:end]
 	next := ip[6]
 	at := header.IPv6Len
-	for range maxExtensions {
+	for range maxExtensions + 1 { // and what is behind them
 		var size int
 		switch next {
 		case header.ProtoHopByHop, header.ProtoRouting, header.ProtoDestOpts:
@@ -204,10 +219,6 @@ func (p *Parsed) parseIPv6(b []byte, off int) Fault {
 				return BadIPOption
 			}
 			size = 8 + int(ip[at+1])*8
-			// Type 0 is the IPv6 source route, deprecated by RFC 5095.
-			if next == header.ProtoRouting && ip[at+2] == 0 && ip[at+3] != 0 {
-				return BadIPOption
-			}
 		case header.ProtoAH:
 			if len(ip) < at+8 {
 				return BadIPOption
@@ -228,15 +239,66 @@ func (p *Parsed) parseIPv6(b []byte, off int) Fault {
 			continue
 		default:
 			p.Proto = next
+			if p.DstOff == 0 {
+				return Sound
+			}
 			return p.parseL4(b, off+at)
 		}
-		if len(ip) < at+size {
+		if len(ip) < at+size || !p.parseExtension(next, ip[at:at+size], off+at) {
 			return BadIPOption
 		}
 		next = ip[at]
 		at += size
 	}
 	return BadIPOption
+}
+
+// parseExtension looks into the extension header h at offset off of the frame.
+func (p *Parsed) parseExtension(kind uint8, h []byte, off int) bool {
+	switch kind {
+	case header.ProtoHopByHop, header.ProtoDestOpts:
+		return ipv6OptionsOK(h[2:])
+	case header.ProtoRouting:
+		return h[3] == 0 || p.parseRoute(h, off)
+	}
+	return true
+}
+
+// ipv6OptionsOK reports whether the options of a hop-by-hop or destination options header stay inside o
+// (RFC 8200, section 4.2).
+func ipv6OptionsOK(o []byte) bool {
+	const pad1 = 0
+	for len(o) > 0 {
+		if o[0] == pad1 {
+			o = o[1:]
+			continue
+		}
+		if len(o) < 2 || 2+int(o[1]) > len(o) {
+			return false
+		}
+		o = o[2+int(o[1]):]
+	}
+	return true
+}
+
+// parseRoute handles the routing header h at offset off of the frame, on a packet that is to go on to another
+// address than the one in its fixed header. Type 0 is the IPv6 source route, deprecated by RFC 5095.
+func (p *Parsed) parseRoute(h []byte, off int) bool {
+	const source, mobility, segment = 0, 2, 4
+	switch h[2] {
+	case source:
+		return false
+	case mobility, segment:
+		// The home address of RFC 6275, section 6.4.1, and the last segment of RFC 8754, section 2, which comes
+		// first, are at the same place.
+		if len(h) < 8+16 {
+			return false
+		}
+		p.DstOff = uint16(off + 8)
+	default:
+		p.DstOff = 0
+	}
+	return true
 }
 
 // parseIPv6Fragment handles the fragment header at ip[at:]. It returns the next header and its offset, or
@@ -281,6 +343,9 @@ func (p *Parsed) parseL4(b []byte, off int) Fault {
 		}
 		p.PayloadOff = uint16(off + header.UDPLen)
 	case header.ProtoICMP, header.ProtoICMPv6:
+		if (p.Proto == header.ProtoICMP) != (p.L3 == IPv4) {
+			return Sound // the one of the other family is any other protocol
+		}
 		if len(l4) < 8 {
 			return Runt
 		}

@@ -8,5 +8,5 @@
 // item of its flow closes it. Between flows the order may change, by no more than one batch.
 //
 // A Coalescer belongs to one goroutine and keeps its memory from batch to batch, so that it allocates
-// nothing once warm. The package imports the wire formats, the parse result and dataplane/gso.
+// nothing once warm. The package imports the wire formats, the checksum, the parse result and dataplane/gso.
 package gro

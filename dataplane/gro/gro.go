@@ -13,8 +13,11 @@ import (
 const (
 	// maxOpen is how many flows may have an open item at once. The kernel's own GRO keeps eight a bucket.
 	maxOpen = 8
-	// maxFrames bounds a UDP superframe; Linux before 6.9 segments no more than this (UDP_MAX_SEGMENTS).
-	maxFrames = 64
+	// maxUDPFrames bounds a UDP superframe; Linux before 6.9 segments no more than this (UDP_MAX_SEGMENTS).
+	maxUDPFrames = 64
+	// maxTCPFrames bounds a TCP superframe of small segments: a write takes 1,024 pieces (IOV_MAX), the
+	// virtio-net header among them.
+	maxTCPFrames = 1023
 	// maxPacket is the largest IP packet, header included, whose length a header can state.
 	maxPacket = 65535
 )
@@ -205,8 +208,7 @@ func (it *Item) join(b []byte, p *frame.Parsed) bool {
 	f, q := it.first, &it.parsed
 	n := p.End - int(p.PayloadOff)
 	l3 := int(p.L3Off)
-	if p.PayloadOff != q.PayloadOff || n > it.size ||
-		q.End-l3+n > maxPacket || !bytes.Equal(b[:l3], f[:l3]) {
+	if n > it.size || q.End-l3+n > maxPacket || !bytes.Equal(b[:l3], f[:l3]) {
 		return false
 	}
 	if p.L3 == frame.IPv4 {
@@ -239,20 +241,24 @@ func (it *Item) join(b []byte, p *frame.Parsed) bool {
 	return true
 }
 
-// continuesTCP compares two TCP headers of the same length: sequence in line, and acknowledgement, flags
-// but for PSH and FIN, window and options the same.
+// continuesTCP compares two TCP headers: sequence in line, and all else the same, lengths too, but for PSH, FIN
+// and the checksum. That takes in the reserved bits, of which RFC 9768 uses one.
 func (it *Item) continuesTCP(h, f []byte) bool {
-	const last = header.TCPPsh | header.TCPFin
+	const (
+		last   = uint64(header.TCPPsh|header.TCPFin) << 16 // in the 8 bytes that begin with the acknowledgement
+		urgent = 18                                        // the urgent pointer, and behind it the options
+	)
 	return binary.BigEndian.Uint32(h[4:]) == it.next &&
-		binary.BigEndian.Uint32(h[8:]) == binary.BigEndian.Uint32(f[8:]) &&
-		h[13]&^last == f[13]&^last &&
-		h[14] == f[14] && h[15] == f[15] &&
-		bytes.Equal(h[header.TCPMinLen:], f[header.TCPMinLen:])
+		(binary.BigEndian.Uint64(h[8:])^binary.BigEndian.Uint64(f[8:]))&^last == 0 &&
+		bytes.Equal(h[urgent:], f[urgent:])
 }
 
 func (it *Item) full() bool {
-	return it.parsed.End-int(it.parsed.L3Off)+it.size > maxPacket ||
-		it.parsed.Proto == header.ProtoUDP && it.Frames == maxFrames
+	most := maxTCPFrames
+	if it.parsed.Proto == header.ProtoUDP {
+		most = maxUDPFrames
+	}
+	return it.Frames == most || it.parsed.End-int(it.parsed.L3Off)+it.size > maxPacket
 }
 
 // finish rewrites the headers of the first frame into those of the superframe.
@@ -283,6 +289,9 @@ func (it *Item) offload() {
 		typ = header.GSOTCPv4
 		if p.L3 == frame.IPv6 {
 			typ = header.GSOTCPv6
+		}
+		if p.TCPFlags&header.TCPCwr != 0 {
+			typ |= header.GSOECN
 		}
 	}
 	it.Offload = header.VirtioNet{

@@ -23,8 +23,8 @@ func (a *Arena) Alloc(n int) []byte {
 // Reset takes everything back.
 func (a *Arena) Reset() { a.used = 0 }
 
-// Mark and Release take back what was given since the mark.
+// Mark returns the point to which Release can go back.
 func (a *Arena) Mark() int { return a.used }
 
-// Release takes back all that was given since mark, which came from Mark.
+// Release takes back all that was given since mark, which came from Mark after the last Reset.
 func (a *Arena) Release(mark int) { a.used = mark }

@@ -139,5 +139,5 @@ func pseudo(b []byte, p *frame.Parsed, length int) uint64 {
 	if p.L3 == frame.IPv4 {
 		return checksum.PseudoIPv4(ip[12:16], ip[16:20], p.Proto, length)
 	}
-	return checksum.PseudoIPv6(ip[8:24], ip[24:40], p.Proto, length)
+	return checksum.PseudoIPv6(ip[8:24], b[p.DstOff:p.DstOff+16], p.Proto, length)
 }

@@ -29,6 +29,14 @@ func SetMTU(dev string, bytes int) error {
 	})
 }
 
+// SetMAC gives an Ethernet device the address m, which must be that of one station. The device must be down
+// unless its driver can change the address live.
+func SetMAC(dev string, m addr.MAC) error {
+	return change(dev, fmt.Sprintf("set its MAC to %v", m), func(l netlink.Link) error {
+		return netlink.LinkSetHardwareAddr(l, m[:])
+	})
+}
+
 // SetTxQueueLen sets how many frames wait for the reader of a TAP before the kernel drops more.
 func SetTxQueueLen(dev string, frames int) error {
 	return change(dev, fmt.Sprintf("set its transmit queue to %d frames", frames), func(l netlink.Link) error {
@@ -89,19 +97,6 @@ func SetGSOMaxSize(dev string, bytes int) error {
 		return fmt.Errorf("device %q: %s: %w: it is %d, for IPv4 %d", dev, what, ErrNoGSOMaxSize, v6, v4)
 	}
 	return nil
-}
-
-// MAC returns the address of an Ethernet device.
-func MAC(dev string) (addr.MAC, error) {
-	l, err := linkByName(dev)
-	if err != nil {
-		return addr.MAC{}, fmt.Errorf("device %q: read its MAC: %w", dev, err)
-	}
-	hw := l.Attrs().HardwareAddr
-	if len(hw) != 6 {
-		return addr.MAC{}, fmt.Errorf("device %q: read its MAC: its address %q is not that of an Ethernet device", dev, hw)
-	}
-	return addr.MAC(hw), nil
 }
 
 // Stats returns how many frames the kernel has dropped on the device since it was made: rxDropped of those that

@@ -217,3 +217,10 @@ func descriptors(t *testing.T) int {
 	}
 	return n
 }
+
+// sysctl sets a variable of the network namespace that the thread is in.
+func sysctl(name, value string) error {
+	return os.WriteFile("/proc/sys/"+name, []byte(value), 0)
+}
+
+func deadline() time.Time { return time.Now().Add(patience) }

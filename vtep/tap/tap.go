@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -68,13 +69,25 @@ const maxFrame = 65536 + 64
 // Open makes the TAP that c describes. It fails if an interface of that name exists, so that nobody's
 // interface is taken over.
 func Open(c Config) (*Device, error) {
-	if len(c.Name) == 0 || len(c.Name) >= unix.IFNAMSIZ {
-		return nil, fmt.Errorf("opening TAP %q: the name must have 1 to %d bytes", c.Name, unix.IFNAMSIZ-1)
+	if err := validName(c.Name); err != nil {
+		return nil, fmt.Errorf("opening TAP %q: %w", c.Name, err)
 	}
 	if c.VNet {
 		return openVNet(c)
 	}
 	return openWater(c)
+}
+
+// validName refuses what the kernel would not call an interface (dev_valid_name), and what it would take for a
+// pattern and call the interface something else.
+func validName(name string) error {
+	switch {
+	case len(name) == 0 || len(name) >= unix.IFNAMSIZ:
+		return fmt.Errorf("the name must have 1 to %d bytes", unix.IFNAMSIZ-1)
+	case name == ".", name == "..", strings.ContainsAny(name, "/:% \t\n\v\f\r\x00"):
+		return errors.New("the name must not be . or .. and not contain /, :, %, NUL or white space")
+	}
+	return nil
 }
 
 // Close removes the interface. No Read or Write may be under way.
@@ -83,6 +96,7 @@ func (d *Device) Close() error {
 	for _, c := range d.closers {
 		errs = append(errs, c())
 	}
+	d.closers = nil
 	return errors.Join(errs...)
 }
 

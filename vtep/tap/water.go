@@ -3,6 +3,7 @@ package tap
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 
 	"github.com/songgao/water"
@@ -22,8 +23,9 @@ type waterQueue struct {
 
 func openWater(c Config) (*Device, error) {
 	// The library attaches to an interface that exists, so look first. Whoever makes one in between has it
-	// opened twice, which the driver refuses as busy.
-	if _, err := os.Stat("/sys/class/net/" + c.Name); err == nil {
+	// opened twice, which the driver refuses as busy. /sys would show the namespace that it was mounted in,
+	// which need not be this one.
+	if _, err := net.InterfaceByName(c.Name); err == nil {
 		return nil, createError(c.Name, unix.EEXIST)
 	}
 	dev, err := water.New(water.Config{
@@ -49,7 +51,10 @@ func openWater(c Config) (*Device, error) {
 	}
 	raw, err := file.SyscallConn()
 	if err == nil {
-		err = raw.Control(func(fd uintptr) { q.fd = int(fd) })
+		err = raw.Control(func(fd uintptr) {
+			q.fd = int(fd)
+			unix.CloseOnExec(q.fd) // a child that inherits it would keep the interface alive
+		})
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening TAP %s: %w", c.Name, err), dev.Close())
@@ -77,13 +82,17 @@ func (q *waterQueue) Write(_ *header.VirtioNet, pieces [][]byte) error {
 		}
 		f = q.out
 	}
-	_, err := q.dev.Write(f)
-	var errno unix.Errno
-	if err != nil && !errors.As(err, &errno) {
-		return unix.EIO
-	}
-	if err != nil {
-		return errno
+	if _, err := q.dev.Write(f); err != nil {
+		return errnoOf(err)
 	}
 	return nil
+}
+
+// errnoOf finds the number of an error. It is apart from Write, which would else allocate for it each time.
+func errnoOf(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return unix.EIO
 }

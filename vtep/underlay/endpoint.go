@@ -17,7 +17,7 @@ const (
 	receiveBuffer = 4 << 20 // bytes of socket buffer: 50 ms of 1 Gb/s while the reader is elsewhere
 	sendBuffer    = 4 << 20
 	// sendWait is how long a send may wait for room in the socket's buffer before the datagram counts as
-	// dropped. Waiting is what slows TCP down to the device's pace.
+	// dropped; a socket that also receives does not wait. Waiting is what slows TCP down to the device's pace.
 	sendWait = 10 * time.Millisecond
 	// The dynamic range of RFC 7348, section 5 and RFC 6335.
 	firstSource, lastSource = 49152, 65535
@@ -51,6 +51,7 @@ type Endpoint struct {
 	sources []int
 	owned   []int // file descriptors to close
 	gso     atomic.Bool
+	failed  sync.Once // the log has been told of an error without a drop reason of its own
 
 	mu   sync.Mutex
 	icmp map[netip.Addr]PeerError
@@ -101,8 +102,10 @@ func (e *Endpoint) open(c Config) error {
 		e.Missing["gso"] = errors.New("the outer checksum is off, and the kernel segments only with it")
 	}
 	if c.Sources == 0 {
-		e.sources = []int{e.Receivers[0].fd}
-		return e.sending(e.Receivers[0].fd, c)
+		r := e.Receivers[0]
+		e.sources = []int{r.fd}
+		r.drainErrors = func() { e.drainErrors(r.fd) }
+		return e.sending(r.fd, c)
 	}
 	for range c.Sources {
 		fd, err := e.source(c)
@@ -172,7 +175,7 @@ func (e *Endpoint) source(c Config) (int, error) {
 			return fd, err
 		}
 	}
-	return -1, fmt.Errorf("finding a free source port from %d to %d in %d tries: %w", firstSource, lastSource, tries, err)
+	return -1, fmt.Errorf("finding a free source port from %d to %d in %d tries: %v", firstSource, lastSource, tries, err)
 }
 
 // sending sets what a socket that sends needs.

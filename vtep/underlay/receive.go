@@ -19,22 +19,27 @@ const (
 	// cache sets: an odd number of cache lines.
 	bufferStride = bufferLen + 576
 	controlLen   = 128
-	nameLen      = unix.SizeofSockaddrInet6
+	// cacheBudget is how much of one batch stays in the cache of the core until it is written on.
+	cacheBudget = 96 << 10
+	nameLen     = unix.SizeofSockaddrInet6
 )
 
 // Receiver is one socket on the VXLAN port.
 type Receiver struct {
 	fd    int
-	batch int // buffers a receive
+	batch int // buffers a receive at most
+	next  int // buffers the next receive may fill: see adapt
 	mem   []byte
 	msgs  []unix.Mmsghdr
 	iov   []unix.Iovec
 	name  []byte
 	ctl   []byte
+
+	drainErrors func() // of a socket that also sends; nil otherwise
 }
 
 func newReceiver(fd int, c Config) *Receiver {
-	r := &Receiver{fd: fd, batch: 1}
+	r := &Receiver{fd: fd, batch: 1, next: 1}
 	if c.Batch {
 		r.batch = maxBatch
 	}
@@ -63,7 +68,7 @@ func (r *Receiver) FD() int { return r.fd }
 // where there is nothing the error is unix.EAGAIN. Any other error is a unix.Errno too, and may be about a
 // single datagram, such as an ICMP message, so that receiving may go on.
 func (r *Receiver) Receive(batch []forward.Received) (int, error) {
-	n := min(len(batch), r.batch)
+	n := min(len(batch), r.batch, r.next)
 	for i := range n {
 		h := &r.msgs[i].Hdr
 		h.Namelen = nameLen
@@ -74,14 +79,32 @@ func (r *Receiver) Receive(batch []forward.Received) (int, error) {
 		k, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
+			bytes := 0
 			for i := range int(k) {
 				r.decode(i, &batch[i])
+				bytes += len(batch[i].Data)
 			}
+			r.adapt(int(k), bytes)
 			return int(k), nil
 		case unix.EINTR:
 			continue
+		case unix.EAGAIN:
+			if r.drainErrors != nil {
+				// It is what made the socket ready, and would do so for ever.
+				r.drainErrors()
+			}
 		}
 		return 0, errno
+	}
+}
+
+// adapt chooses how many buffers the next receive may fill: many small datagrams, or few trains. A batch
+// that outgrows the cache is read from memory again when it is processed.
+func (r *Receiver) adapt(n, bytes int) {
+	if bytes > cacheBudget {
+		r.next = max(1, n*cacheBudget/bytes)
+	} else if n == r.next {
+		r.next = min(2*r.next, maxBatch)
 	}
 }
 

@@ -67,6 +67,7 @@ type Sender struct {
 	from *Endpoint
 	fd   int
 	redo []*forward.Send // to be sent once more, without segmentation
+	wait bool            // whether a full socket is still waited for
 }
 
 // NewSender makes a Sender.
@@ -80,8 +81,10 @@ func NewSender() *Sender {
 }
 
 // Send hands every send to the kernel, in order for each source, and reports each. pieces are those that
-// the sends refer to; dest is indexed by VTEPID.
+// the sends refer to; dest is indexed by VTEPID. It waits for room in a full socket, but once it has done so
+// in vain it does not for the rest.
 func (s *Sender) Send(sends []forward.Send, pieces [][]byte, dest []Destination, to Reporter) {
+	s.wait = true
 	for i := range sends {
 		s.add(&sends[i], pieces, dest, to)
 	}
@@ -181,10 +184,9 @@ func (s *Sender) flush(to Reporter) {
 	s.n, s.niov = 0, 0
 	tried := false
 	for i := 0; i < n; {
-		// Everything that the kernel reads stays reachable: msgs and iov hold typed pointers.
-		r, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(n-i), 0, 0, 0)
+		r, errno := s.sendmmsg(i, n)
 		if errno == 0 {
-			for range int(r) {
+			for range r {
 				m := &s.meta[i]
 				to.Report(m.send, m.frames, m.bytes, forward.NotDropped)
 				i++
@@ -199,18 +201,45 @@ func (s *Sender) flush(to Reporter) {
 		case errno == unix.EIO && m.frames > 1:
 			s.from.noGSO()
 			s.redo = append(s.redo, m.send)
-		case !tried && errno != unix.EAGAIN:
+		case !tried && mayBeEcho(errno):
 			// It may be the echo of an earlier datagram: an ICMP error that the kernel hands to the next send,
 			// which it then does not do.
 			s.from.drainErrors(s.fd)
 			tried = true
 			continue
 		default:
-			to.Report(m.send, m.frames, m.bytes, outcome(errno))
+			o := outcome(errno)
+			if o == forward.SendFailed {
+				s.from.logFailure(errno)
+			}
+			to.Report(m.send, m.frames, m.bytes, o)
 		}
 		tried = false
 		i++
 	}
+}
+
+// sendmmsg hands over messages i to n, and returns how many the kernel took.
+func (s *Sender) sendmmsg(i, n int) (int, unix.Errno) {
+	// Everything that the kernel reads stays reachable: msgs and iov hold typed pointers. The call does not
+	// block, so that the scheduler need not know: see package poll.
+	r, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(n-i), unix.MSG_DONTWAIT, 0, 0)
+	if errno != unix.EAGAIN || !s.wait {
+		return int(r), errno
+	}
+	// This one blocks, up to sendWait, and the others of this process go on meanwhile.
+	r, _, errno = unix.Syscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msgs[i])), 1, 0, 0, 0)
+	s.wait = errno != unix.EAGAIN
+	return int(r), errno
+}
+
+// mayBeEcho reports whether errno can have come with an ICMP message, rather than from this send.
+func mayBeEcho(errno unix.Errno) bool {
+	switch errno {
+	case unix.ENOBUFS, unix.EAGAIN, unix.ENOMEM, unix.EPERM, unix.EINVAL:
+		return false
+	}
+	return true
 }
 
 // outcome names the reason for an error of a send.
@@ -236,6 +265,14 @@ func (e *Endpoint) noGSO() {
 	}
 }
 
+// logFailure tells the log of an error that has no drop reason of its own, the first time.
+func (e *Endpoint) logFailure(errno unix.Errno) {
+	e.failed.Do(func() {
+		e.log.Warn("the kernel refused to send a datagram; further ones are only counted, as "+forward.SendFailed.String(),
+			"address", e.Local, "error", errno)
+	})
+}
+
 // drainErrors takes the ICMP errors off the socket's error queue and keeps the last one for each peer.
 func (e *Endpoint) drainErrors(fd int) {
 	var data [64]byte
@@ -257,12 +294,20 @@ func (e *Endpoint) drainErrors(fd int) {
 		}
 		if msgs, err := unix.ParseSocketControlMessage(ctl[:n]); err == nil {
 			for _, m := range msgs {
-				// struct sock_extended_err begins with the errno.
-				if (m.Header.Type == unix.IP_RECVERR || m.Header.Type == unix.IPV6_RECVERR) && len(m.Data) >= 4 {
-					e.notePeerError(peer, unix.Errno(binary.NativeEndian.Uint32(m.Data)))
+				if m.Header.Type == unix.IP_RECVERR || m.Header.Type == unix.IPV6_RECVERR {
+					e.noteExtendedError(peer, m.Data)
 				}
 			}
 		}
+	}
+}
+
+// noteExtendedError notes a struct sock_extended_err: the errno, in the host's order, and who says so. What this
+// host says itself, of a datagram that is too big, is the answer to a send and no news of the peer.
+func (e *Endpoint) noteExtendedError(peer netip.Addr, b []byte) {
+	const origin = 4
+	if len(b) > origin && (b[origin] == unix.SO_EE_ORIGIN_ICMP || b[origin] == unix.SO_EE_ORIGIN_ICMP6) {
+		e.notePeerError(peer, unix.Errno(binary.NativeEndian.Uint32(b)))
 	}
 }
 
