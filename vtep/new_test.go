@@ -191,7 +191,32 @@ func TestNewMakesAndCloseRemoves(t *testing.T) {
 	must(t, v.Close())
 }
 
-// One VTEP more than one peer has one entry, with all its networks.
+// The MAC of a TAP is the same after every restart, and no other host or network has it.
+func TestMACIsStable(t *testing.T) {
+	newPair(t)
+	seen := map[addr.MAC]string{}
+	for _, c := range []struct {
+		network Network
+		who     string
+	}{{blue(0, "IPv4"), "blue over IPv4"}, {blue(0, "IPv4"), "blue over IPv4"}, {red(0, "IPv4"), "red over IPv4"}, {blue(0, "IPv6"), "blue over IPv6"}} {
+		v, err := New(Config{Networks: []Network{c.network}})
+		must(t, err)
+		mac := v.Networks()[0].MAC
+		if got := device(t, c.network.Device).Attrs().HardwareAddr; got.String() != mac.String() || mac.IsMulticast() || mac[0]&2 == 0 {
+			t.Errorf("%s has %v, and is said to have %v", c.who, got, mac)
+		}
+		must(t, v.Close())
+		if other, ok := seen[mac]; ok && other != c.who {
+			t.Errorf("%s and %s have %v", other, c.who, mac)
+		}
+		seen[mac] = c.who
+	}
+	if len(seen) != 3 {
+		t.Errorf("%d addresses: %v", len(seen), seen)
+	}
+}
+
+// A VTEP that is a peer in several networks has one entry, with all of them.
 func TestPeersOfSeveralNetworks(t *testing.T) {
 	newPair(t)
 	v, err := New(Config{Networks: []Network{blue(0, "IPv4"), red(0, "IPv4")}})

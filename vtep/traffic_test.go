@@ -30,12 +30,12 @@ func overlay6(i int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfd, 0x42, 15: byte(1 + i)})
 }
 
-// startBoth runs a VTEP on both hosts.
+// startBoth runs a VTEP with two workers on both hosts.
 func (p *pair) startBoth(t *testing.T, family string, disable ...string) [2]*host {
 	t.Helper()
 	var hosts [2]*host
 	for i := range hosts {
-		hosts[i] = p.startAt(t, i, Config{Networks: []Network{blue(i, family)}, Disable: disable})
+		hosts[i] = p.startAt(t, i, Config{Networks: []Network{blue(i, family)}, Disable: disable, Queues: 2})
 	}
 	return hosts
 }
@@ -130,12 +130,15 @@ func TestTrafficWithEachFeatureOff(t *testing.T) {
 					h.tell("stop")
 					n := h.network()
 					conserved(t, n.Name, n.Counters)
-					backend := "vnet"
+					backend, queues := "vnet", 2
+					if slices.Contains(off, FeatureTAPMultiqueue) {
+						queues = 1
+					}
 					if slices.Contains(off, FeatureTAPVNet) {
-						backend = "water"
+						backend, queues = "water", 1
 					}
 					if n.Name != "blue" || n.VNI != 42 || n.Device != "blue0" || n.MTU != mtu.OverlayMTU(m) || !n.MTUDerived ||
-						!n.Learning || n.AllowNested || n.Backend != backend || n.Queues != 1 || n.FDBEntries != 1 ||
+						!n.Learning || n.AllowNested || n.Backend != backend || n.Queues != queues || n.FDBEntries != 1 ||
 						!slices.Equal(n.Peers, ends[1-i:2-i]) || len(n.Addresses) != 2 {
 						t.Errorf("host %d: %+v", i, n)
 					}
@@ -177,6 +180,7 @@ func checkFeatures(t *testing.T, features []Feature, off []string) {
 		FeatureTAPTSO:        {FeatureTAPVNet},
 		FeatureTAPUSO:        {FeatureTAPVNet, FeatureTAPTSO},
 		FeatureTAPMultiqueue: {FeatureTAPVNet},
+		FeatureGSOMaxSize:    {FeatureTAPVNet, FeatureTAPTSO},
 	}
 	if len(features) != len(FeatureNames()) {
 		t.Fatalf("%d features", len(features))
