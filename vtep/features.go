@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // The names of the features that can be turned off, one by one.
@@ -27,9 +28,11 @@ func FeatureNames() []string {
 	}
 }
 
-// features keeps what is on and why the rest is off.
+// features keeps what is on and why the rest is off. Any goroutine may use it: what is missing may turn out
+// while the VTEP runs and its status is read.
 type features struct {
-	off map[string]string
+	mu  sync.Mutex
+	off map[string]string // guarded by mu
 }
 
 func newFeatures(disable []string) (*features, error) {
@@ -46,19 +49,28 @@ func newFeatures(disable []string) (*features, error) {
 	return f, nil
 }
 
-func (f *features) on(name string) bool { return f.off[name] == "" }
+func (f *features) on(name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.off[name] == ""
+}
 
 // missing notes why a feature that was asked for is not there. The first reason stands.
 func (f *features) missing(name string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err != nil && f.off[name] == "" {
 		f.off[name] = err.Error()
 	}
 }
 
 func (f *features) list() []Feature {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var out []Feature
 	for _, name := range FeatureNames() {
-		out = append(out, Feature{Name: name, On: f.on(name), Reason: f.off[name]})
+		why := f.off[name]
+		out = append(out, Feature{Name: name, On: why == "", Reason: why})
 	}
 	return out
 }

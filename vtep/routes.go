@@ -139,9 +139,9 @@ func (v *VTEP) warnMTU(n *network, m mtu.OverlayMTU) {
 func gsoMaxSize(m mtu.OverlayMTU) int {
 	const (
 		maxSend = 65507
-		// What the kernel sets aside for headers of lower layers when it sizes a superframe, and up to one
-		// segment more, which it rounds away.
-		slack = 1024
+		// What the kernel sets aside for headers of lower layers when it sizes a superframe, and a part of one
+		// segment more, which it rounds away. More would be a whole segment of TCP over IPv6.
+		slack = 512
 		// IPv4 and TCP with timestamps: the headers that leave most room for payload in common use.
 		headers = 20 + 32
 	)

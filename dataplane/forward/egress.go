@@ -11,9 +11,9 @@ import (
 // maxSend is the most payload that one UDP send takes: 65,535 less the headers of IPv4 and UDP.
 const maxSend = 65507
 
-// arenaSize holds the headers of two full superframes cut at gso.MinSize, each segment with the largest
-// headers there are (IPv6, TCP with options, two tags, VXLAN): no sound batch exhausts it.
-const arenaSize = 2 * (65536 / gso.MinSize) * 160
+// arenaSize holds the headers of a batch of superframes of gso.MaxSegments frames, each with the largest headers
+// there are (IPv6, TCP with options, two tags, VXLAN). Replication to many peers reuses them.
+const arenaSize = 4 * gso.MaxSegments * 160
 
 // Options are the limits of the underlay that an Egress keeps to.
 type Options struct {
@@ -54,6 +54,7 @@ type Egress struct {
 	now     int64
 	p       frame.Parsed
 	prefix  [header.VXLANLen]byte
+	cut     struct{ size, first int } // where in Pieces the superframe in hand is cut to this size; 0: not yet
 	created int
 	answers int
 	in      struct{ frames, bytes int }
@@ -95,6 +96,7 @@ func (e *Egress) Process(batch []frame.Frame, now int64) {
 // one decides on one frame.
 func (e *Egress) one(f *frame.Frame) {
 	b := f.Bytes()
+	e.cut.size = 0
 	reason := faultReasons[e.p.Parse(b)]
 	size, frames, bytes := 0, 1, len(b)
 	if reason == NotDropped && f.Offload.GSOType != header.GSONone {
@@ -162,11 +164,11 @@ func segmentSize(b []byte, p *frame.Parsed, h *header.VirtioNet) (int, DropReaso
 	default:
 		return 0, GSOUnsupported
 	}
-	if p.L3 != want.l3 || p.Proto != want.proto || !gso.Splittable(b, p) || h.GSOSize < gso.MinSize && gso.Payload(p) > int(h.GSOSize) {
+	if p.L3 != want.l3 || p.Proto != want.proto || !gso.Splittable(b, p) ||
+		h.GSOSize == 0 || gso.Segments(gso.Payload(p), int(h.GSOSize)) > gso.MaxSegments {
 		return 0, BadOffload
 	}
-	// A superframe of one segment needs no more than its checksum, but goes the same way.
-	return max(int(h.GSOSize), gso.MinSize), NotDropped
+	return int(h.GSOSize), NotDropped
 }
 
 // suppress answers an ARP or ND request from the table, if it can.
@@ -241,18 +243,22 @@ func (l *Send) join(s *Send, maxSegments int) bool {
 func (e *Egress) sendSuperframe(b []byte, size int, s Send) int {
 	hlen := int(e.p.PayloadOff)
 	payload := gso.Payload(&e.p)
-	if size < gso.MinSize && size < payload {
+	if size < payload && (size < 1 || gso.Segments(payload, size) > gso.MaxSegments) {
 		e.drop(ExceedsPathMTU, s.Frames, b, &e.view.vteps[s.VTEP])
 		return s.Frames
 	}
 	frames := gso.Segments(payload, size)
-	first := len(e.Pieces)
-	pieces := gso.Split(e.Pieces, e.arena, e.prefix[:], b, &e.p, size)
-	if pieces == nil {
-		e.drop(BadOffload, frames, b, &e.view.vteps[s.VTEP])
-		return frames
+	if e.cut.size != size {
+		first := len(e.Pieces)
+		pieces := gso.Split(e.Pieces, e.arena, e.prefix[:], b, &e.p, size)
+		if pieces == nil {
+			e.drop(GSOUnsupported, frames, b, &e.view.vteps[s.VTEP])
+			return frames
+		}
+		e.Pieces = pieces
+		e.cut.size, e.cut.first = size, first
 	}
-	e.Pieces = pieces
+	first := e.cut.first
 	s.PerDatagram = 2
 	s.Size = header.VXLANLen + hlen + min(size, payload)
 	most := min(e.opt.MaxSegments, maxSend/s.Size)

@@ -175,6 +175,31 @@ func TestEgressCompletesPartialChecksums(t *testing.T) {
 	}
 }
 
+// TestEgressReplicatesSuperframes floods a superframe to peers on paths of two sizes.
+func TestEgressReplicatesSuperframes(t *testing.T) {
+	w := newWorld(t, full, peerA, peerB, peerC)
+	w.setPath(t, peerB, 1400)
+	h, b := frametest.TCP4(frametest.Opts{Payload: 14000}).Offload(1400)
+	got := w.send(t, fromTAP(h, b))
+	// Of 1400, 1310 and 1390 bytes: the first path carries what the sender chose, the others less.
+	if len(got) != 10+11+11 {
+		t.Errorf("%d datagrams, want 32", len(got))
+	}
+	for i := range got {
+		frametest.Check(t, got[i][header.VXLANLen:])
+	}
+	w.checkLaw(t)
+}
+
+func TestEgressTakesSmallSegments(t *testing.T) {
+	w := newWorld(t, full, peerA)
+	h, b := frametest.UDP4(frametest.Opts{Payload: 600}).Offload(20)
+	if got := w.send(t, fromTAP(h, b)); len(got) != 30 {
+		t.Errorf("%d datagrams of 20 bytes, want 30", len(got))
+	}
+	w.checkLaw(t)
+}
+
 func TestEgressKeepsFlowsOnOneSourcePort(t *testing.T) {
 	w := newWorld(t, full, peerA)
 	seen := map[int]bool{}
@@ -233,7 +258,7 @@ func TestEgressDropsBadOffloads(t *testing.T) {
 		b    *frametest.Builder
 		want DropReason
 	}{
-		"tiny segments":           {func(h *header.VirtioNet) { h.GSOSize = 1 }, tcp, BadOffload},
+		"too many segments":       {func(h *header.VirtioNet) { h.GSOSize = 1 }, tcp, BadOffload},
 		"no segment size":         {func(h *header.VirtioNet) { h.GSOSize = 0 }, tcp, BadOffload},
 		"TCPv6 on IPv4":           {func(h *header.VirtioNet) { h.GSOType = header.GSOTCPv6 }, tcp, BadOffload},
 		"UDP on TCP":              {func(h *header.VirtioNet) { h.GSOType = header.GSOUDPL4 }, tcp, BadOffload},

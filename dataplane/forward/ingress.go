@@ -182,12 +182,12 @@ func superSize(f []byte, p *frame.Parsed, stated int, n *Network) int {
 	}
 	payload := gso.Payload(p)
 	if p.Proto == header.ProtoUDP {
-		if stated >= gso.MinSize && stated < payload {
+		if stated > 0 && stated < payload && gso.Segments(payload, stated) <= gso.MaxSegments {
 			return stated
 		}
 		return 0
 	}
-	if room := int(n.MTU()) - int(p.PayloadOff-p.L3Off); room >= gso.MinSize && payload > room {
+	if room := int(n.MTU()) - int(p.PayloadOff-p.L3Off); room > 0 && payload > room {
 		return room
 	}
 	return 0

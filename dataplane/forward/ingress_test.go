@@ -289,6 +289,16 @@ func TestIngressTakesKernelSuperframes(t *testing.T) {
 	}
 }
 
+// TestIngressTakesSmallSegments offers a UDP superframe of a kernel peer with segments of 20 bytes.
+func TestIngressTakesSmallSegments(t *testing.T) {
+	_, f := frametest.UDP4(frametest.Opts{Payload: 600}).Offload(20)
+	w := newWorld(t, Offload{}, peerA)
+	if items := w.receive(Received{From: peerA, Data: encap(testVNI, f), Stride: 20}); len(items) != 30 {
+		t.Errorf("%d frames reached the TAP, want 30", len(items))
+	}
+	w.checkLaw(t)
+}
+
 // TestIngressNeverSplitsBlindly offers trains whose parts do not agree with the stride.
 func TestIngressNeverSplitsBlindly(t *testing.T) {
 	big := encap(testVNI, frametest.UDP4(frametest.Opts{Payload: 1000}).Bytes())

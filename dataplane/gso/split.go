@@ -8,9 +8,10 @@ import (
 	"github.com/overlayd/overlayd/dataplane/header"
 )
 
-// MinSize is the smallest GSO size that Split takes, in bytes. Linux accepts no MSS below 48
-// (net.ipv4.tcp_min_snd_mss); less would let one superframe become tens of thousands of frames.
-const MinSize = 48
+// MaxSegments is how many frames one superframe may become. A full one has that many at an MSS of 48, the
+// least that Linux accepts (net.ipv4.tcp_min_snd_mss); more would let a hostile header turn one superframe
+// into tens of thousands of frames.
+const MaxSegments = 65536 / 48
 
 // Segments returns how many frames a superframe with this much payload stands for at a GSO size of size
 // bytes: at least 1.
@@ -40,8 +41,8 @@ func Splittable(b []byte, p *frame.Parsed) bool {
 // frame to pieces: the headers, preceded by a copy of prefix, and the payload, which is part of b. The
 // frames carry complete checksums, whatever b had in its checksum fields.
 //
-// p must come from parsing b, Splittable(b, p) must hold and size be at least MinSize. Split returns nil
-// when the arena has no room; nothing is appended then.
+// p must come from parsing b, Splittable(b, p) must hold and size be at least 1. Split returns nil when the
+// arena has no room; nothing is appended then.
 //
 // Sequence numbers, IPv4 identification and TCP flags follow what the Linux kernel does in software: FIN
 // and PSH on the last frame alone, CWR on the first alone (RFC 3168, section 6.1.2), identification rising

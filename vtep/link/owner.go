@@ -34,7 +34,7 @@ func DeviceOwner(dev string) string {
 	if t.Mode == netlink.TUNTAP_MODE_TUN {
 		what = "a TUN"
 	}
-	holders := holdersOf(func(pid, fd string) bool {
+	near, far := holdersOf(func(pid, fd string) bool {
 		path, err := os.Readlink(filepath.Join("/proc", pid, "fd", fd))
 		if err != nil || !strings.HasPrefix(path, "/dev/") || !strings.HasSuffix(path, "/tun") {
 			return false
@@ -43,8 +43,12 @@ func DeviceOwner(dev string) string {
 		return err == nil && fdinfoDevice(info) == dev
 	})
 	switch {
-	case len(holders) > 0:
-		return what + " that " + join(holders) + " has open"
+	case len(near) > 0:
+		return what + " that " + join(near) + " has open"
+	// A file tells the name of its device and not whose namespace that is in. This one is held by somebody, so
+	// that a process elsewhere may be meant; one that persists need not be, and has namesakes.
+	case t.NonPersist && len(far) > 0:
+		return what + " that " + join(far) + " has open"
 	case t.NonPersist:
 		return what + " of a process that cannot be seen from here"
 	default:
@@ -62,10 +66,11 @@ func UDPPortOwner(a netip.AddrPort) string {
 	}
 	if inode != "0" {
 		target := "socket:[" + inode + "]"
-		if holders := holdersOf(func(pid, fd string) bool {
+		near, far := holdersOf(func(pid, fd string) bool {
 			path, err := os.Readlink(filepath.Join("/proc", pid, "fd", fd))
 			return err == nil && path == target
-		}); len(holders) > 0 {
+		})
+		if holders := append(near, far...); len(holders) > 0 {
 			return join(holders)
 		}
 	}
@@ -156,15 +161,14 @@ func fdinfoDevice(info []byte) string {
 	return ""
 }
 
-// holdersOf names the processes with a file descriptor that matches. A device of the same name can be in another
-// network namespace, so processes in the namespace of the caller are preferred where there are any.
-func holdersOf(match func(pid, fd string) bool) []string {
+// holdersOf names the processes with a file descriptor that matches: near those in the network namespace of the
+// caller, far all others.
+func holdersOf(match func(pid, fd string) bool) (near, far []string) {
 	here, _ := os.Readlink("/proc/thread-self/ns/net")
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	var near, far []string
 	for _, p := range procs {
 		pid := p.Name()
 		if _, err := strconv.Atoi(pid); err != nil {
@@ -184,10 +188,7 @@ func holdersOf(match func(pid, fd string) bool) []string {
 			far = append(far, name)
 		}
 	}
-	if len(near) > 0 {
-		return near
-	}
-	return far
+	return near, far
 }
 
 // join makes one phrase of at most three names.

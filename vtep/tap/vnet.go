@@ -14,7 +14,7 @@ import (
 const (
 	vnetHeader = header.VirtioNetMrgLen
 	// readBudget ends a batch: what has been read is worth processing, while it is still in the cache.
-	readBudget = 48 << 10
+	readBudget = 112 << 10
 	// maxPieces is IOV_MAX, less the one for the virtio-net header.
 	maxPieces = 1023
 )

@@ -20,7 +20,7 @@ const (
 	bufferStride = bufferLen + 576
 	controlLen   = 128
 	// cacheBudget is how much of one batch stays in the cache of the core until it is written on.
-	cacheBudget = 96 << 10
+	cacheBudget = 192 << 10
 	nameLen     = unix.SizeofSockaddrInet6
 )
 
