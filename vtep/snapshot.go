@@ -19,6 +19,7 @@ const peerErrorAge = 30 * time.Second
 
 // Status returns a snapshot of the VTEP as a whole.
 func (v *VTEP) Status() Status {
+	v.noteDegraded()
 	s := Status{
 		Port:            v.cfg.Underlay.Port,
 		Features:        v.features.list(),
@@ -60,6 +61,17 @@ func (v *VTEP) Networks() []NetworkStatus {
 		out = append(out, s)
 	}
 	return out
+}
+
+// noteDegraded tells the features what was found missing under way.
+func (v *VTEP) noteDegraded() {
+	v.sendMu.RLock()
+	defer v.sendMu.RUnlock()
+	for _, e := range v.endpoints {
+		if !e.GSO() {
+			v.features.missing(FeatureUDPGSO, fmt.Errorf("the device towards the peers of %v refused it: %w", e.Local, unix.EIO))
+		}
+	}
 }
 
 func countersOf(c *forward.Counters) Counters {
