@@ -94,9 +94,6 @@ func (v *VTEP) noteMissing(dev *tap.Device) {
 		v.features.missing(FeatureTAPUSO, errors.New("needs "+FeatureTAPTSO))
 		v.features.missing(FeatureGSOMaxSize, errors.New("needs "+FeatureTAPTSO))
 	}
-	if v.cfg.Queues == 1 {
-		v.features.missing(FeatureTAPMultiqueue, errors.New("one queue is all that is asked for"))
-	}
 }
 
 func (n *network) init(v *VTEP) error {
