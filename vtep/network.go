@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -97,7 +98,9 @@ func (v *VTEP) noteMissing(dev *tap.Device) {
 }
 
 func (n *network) init(v *VTEP) error {
-	mac := stationMAC(n.cfg.VNI, v.endpoints[0].Local)
+	// Without the file, as on a host that has no systemd and no D-Bus, the address has to do.
+	machine, _ := os.ReadFile("/etc/machine-id")
+	mac := stationMAC(n.cfg.VNI, v.endpoints[0].Local, machine)
 	if err := link.SetMAC(n.cfg.Device, mac); err != nil {
 		return err
 	}
@@ -132,12 +135,14 @@ func (n *network) init(v *VTEP) error {
 }
 
 // stationMAC returns the MAC of this host's TAP in the network vni: the same after every restart, so that
-// nobody's ARP cache goes stale, and different on every host, whose underlay addresses differ. It is locally
-// administered (IEEE 802, 8.2).
-func stationMAC(vni addr.VNI, local netip.Addr) addr.MAC {
+// nobody's ARP cache goes stale, and different on every host. The underlay address alone would not do: two hosts
+// behind two NATs may have the same one; nor would the machine's ID, which network namespaces share. The MAC
+// is locally administered (IEEE 802, 8.2).
+func stationMAC(vni addr.VNI, local netip.Addr, machine []byte) addr.MAC {
 	h := fnv.New64a()
 	_ = binary.Write(h, binary.BigEndian, vni) // a hash takes everything
 	_, _ = h.Write(local.AsSlice())
+	_, _ = h.Write(machine)
 	mac := addr.MACFromUint64(h.Sum64())
 	mac[0] = mac[0]&^1 | 2
 	return mac

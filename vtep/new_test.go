@@ -191,6 +191,15 @@ func TestNewMakesAndCloseRemoves(t *testing.T) {
 	must(t, v.Close())
 }
 
+// Two hosts behind two NATs may have the same underlay address, and still need a MAC each.
+func TestMACDiffersBetweenMachines(t *testing.T) {
+	local := underlays["IPv4"][0]
+	a, b := stationMAC(42, local, []byte("a")), stationMAC(42, local, []byte("b"))
+	if a == b || a != stationMAC(42, local, []byte("a")) || a.IsMulticast() || a[0]&2 == 0 {
+		t.Errorf("MACs %v and %v", a, b)
+	}
+}
+
 // The MAC of a TAP is the same after every restart, and no other host or network has it.
 func TestMACIsStable(t *testing.T) {
 	newPair(t)
