@@ -1,0 +1,88 @@
+package consensus
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// diskWatch judges the disk by how long writes take.
+type diskWatch struct {
+	limit, window time.Duration
+
+	mu        sync.Mutex
+	slowSince time.Time // begin of the first of the slow writes that no fast one followed; zero = the last one was fast
+	last      time.Time // end of the last write
+}
+
+// wrote takes note of a write.
+func (d *diskWatch) wrote(begin, end time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last = end
+	switch {
+	case end.Sub(begin) < d.limit:
+		d.slowSince = time.Time{}
+	case d.slowSince.IsZero():
+		d.slowSince = begin
+	}
+}
+
+// judge returns whether the disk is too slow, and whether it hangs, given when the write that is under way began
+// (zero = none is).
+func (d *diskWatch) judge(started, now time.Time) (slow, hangs bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	since := d.slowSince
+	if !started.IsZero() && now.Sub(started) >= d.limit && (since.IsZero() || started.Before(since)) {
+		since = started
+	}
+	hangs = !started.IsZero() && now.Sub(started) >= d.window
+	if since.IsZero() {
+		return false, hangs
+	}
+	if started.IsZero() && now.Sub(d.last) > d.window {
+		return false, hangs // nothing was written for long: the slow writes say nothing about now
+	}
+	return now.Sub(since) >= d.window, hangs
+}
+
+// underWay returns when the write that is under way began, or zero.
+func (s *store) underWay() time.Time {
+	if at := s.started.Load(); at != 0 {
+		return s.epoch.Add(time.Duration(at))
+	}
+	return time.Time{}
+}
+
+// watchDisk hands leadership over while the disk is slow, and silences this node while it hangs: then the main loop of
+// Raft is stuck in a write, but its heartbeats would go on and keep the others from electing another leader.
+func (s *session) watchDisk(ctx context.Context) {
+	tick := time.NewTicker(max(s.r.cfg.Disk.Window/20, time.Millisecond))
+	defer tick.Stop()
+	log := s.r.cfg.Log
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		slow, hangs := s.store.watch.judge(s.store.underWay(), time.Now())
+		if s.trans.muted.Swap(hangs) != hangs {
+			if hangs {
+				log.Error("a write to the disk does not end: this manager is silent until it does, so that the others can go on", "file", s.store.path, "after", s.r.cfg.Disk.Window)
+			} else {
+				log.Info("the disk goes on", "file", s.store.path)
+			}
+		}
+		if !slow || hangs || !s.isLeader() || !s.hasOtherVoters() {
+			continue
+		}
+		log.Warn("writes to the disk take too long for a leader: handing leadership over", "file", s.store.path, "limit", s.r.cfg.Disk.Limit, "for", s.r.cfg.Disk.Window)
+		bounded, cancel := context.WithTimeout(ctx, 2*s.r.cfg.Timing.Election)
+		if err := s.transfer(bounded); err != nil {
+			log.Warn("cannot hand leadership over", "error", err)
+		}
+		cancel()
+	}
+}

@@ -1,0 +1,144 @@
+package consensus
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+var errMuted = errors.New("this node is silent because its disk hangs or has failed")
+
+// transport is NetworkTransport with an eye on what the followers answer. hashicorp/raft does not say how far each is.
+type transport struct {
+	*raft.NetworkTransport
+	stream *sessionStream
+	muted  atomic.Bool // no entries and no heartbeats go out, while the disk hangs
+	cut    atomic.Bool // the same, for good, because the session has failed
+
+	mu    sync.Mutex
+	peers map[raft.ServerID]progress
+}
+
+var (
+	_ raft.Transport   = (*transport)(nil)
+	_ raft.WithPreVote = (*transport)(nil)
+	_ raft.WithClose   = (*transport)(nil)
+)
+
+// progress is what the leader of a term knows of a follower.
+type progress struct {
+	term    uint64
+	match   uint64    // the follower holds the log up to this index
+	contact time.Time // of the last answer that recognised the leader
+}
+
+func newTransport(s *sessionStream, timeout time.Duration, resolve func(string) (string, bool), log hclog.Logger) *transport {
+	c := &raft.NetworkTransportConfig{
+		Stream:  s,
+		MaxPool: 3,
+		// One message at a time: answers to pipelined ones would pass the transport by, and the log is short.
+		MaxRPCsInFlight:         1,
+		Timeout:                 timeout,
+		Logger:                  log,
+		MsgpackUseNewTimeFormat: true,
+	}
+	if resolve != nil {
+		c.ServerAddressProvider = resolver(resolve)
+	}
+	return &transport{NetworkTransport: raft.NewNetworkTransportWithConfig(c), stream: s, peers: map[raft.ServerID]progress{}}
+}
+
+type resolver func(string) (string, bool)
+
+var errNotKnown = errors.New("its address is not known")
+
+// ServerAddr implements raft.ServerAddressProvider.
+func (f resolver) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	if a, ok := f(string(id)); ok {
+		return raft.ServerAddress(a), nil
+	}
+	return "", errNotKnown
+}
+
+// AppendEntries implements raft.Transport.
+func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	if t.muted.Load() || t.cut.Load() {
+		return errMuted
+	}
+	if err := t.NetworkTransport.AppendEntries(id, to, q, a); err != nil {
+		return err
+	}
+	if a.Term == q.Term {
+		var match uint64
+		if a.Success {
+			match = q.PrevLogEntry + uint64(len(q.Entries)) // 0 for a heartbeat
+		}
+		t.note(id, q.Term, match)
+	}
+	return nil
+}
+
+// InstallSnapshot implements raft.Transport.
+func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, data io.Reader) error {
+	if t.muted.Load() || t.cut.Load() {
+		return errMuted
+	}
+	if err := t.NetworkTransport.InstallSnapshot(id, to, q, a, data); err != nil {
+		return err
+	}
+	if a.Success && a.Term == q.Term {
+		t.note(id, q.Term, q.LastLogIndex)
+	}
+	return nil
+}
+
+func (t *transport) note(id raft.ServerID, term, match uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	if p.term > term {
+		return
+	}
+	if p.term < term {
+		p = progress{term: term}
+	}
+	p.match = max(p.match, match)
+	p.contact = time.Now()
+	t.peers[id] = p
+}
+
+// of returns what is known of a follower in a term.
+func (t *transport) of(id string, term uint64) progress {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.peers[raft.ServerID(id)]; p.term == term {
+		return p
+	}
+	return progress{}
+}
+
+// heartbeat asks a server whether it recognises this node as the leader of a term, which it must have been.
+func (t *transport) heartbeat(self, id, to string, term uint64) (bool, error) {
+	me := t.EncodePeer(raft.ServerID(self), t.LocalAddr())
+	q := &raft.AppendEntriesRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self), Addr: me},
+		Term:      term,
+		Leader:    me,
+	}
+	var a raft.AppendEntriesResponse
+	if err := t.AppendEntries(raft.ServerID(id), raft.ServerAddress(to), q, &a); err != nil {
+		return false, err
+	}
+	return a.Success && a.Term == term, nil
+}
+
+// Close implements raft.WithClose. It may be called more than once.
+func (t *transport) Close() error {
+	err := t.NetworkTransport.Close()
+	return errors.Join(err, t.stream.Close())
+}
