@@ -1,6 +1,8 @@
 // Package fdb holds the tables that say where a frame goes: Table, from a MAC to the VTEP behind which it
 // lives, and Neighbors, from an IP address to the MAC of its owner. There is one of each for a network.
 //
+// A station behind this host's own bridge has an entry too, with Local in place of a VTEP.
+//
 // Any number of goroutines may read while others write. Readers take no lock and never wait. Neither does
 // the refresh of an entry that is already known, which is what nearly every received frame asks for. Changes
 // are serialised by a mutex in each table.

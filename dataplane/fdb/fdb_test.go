@@ -54,6 +54,35 @@ func TestTableOutcomes(t *testing.T) {
 	check("nothing is learned", NewTable(0).Learn(mac(1), 1, 1), Full)
 }
 
+// A local entry is as static as one that names a VTEP, and a learned one is not.
+func TestTableLocalAndStatic(t *testing.T) {
+	tab := NewTable(10)
+	tab.SetStatic(mac(1), Local)
+	tab.SetStatic(mac(2), 0)
+	tab.Learn(mac(3), 5, 100)
+	for n, want := range map[uint64]struct {
+		vtep          VTEPID
+		known, static bool
+	}{1: {Local, true, true}, 2: {0, true, true}, 3: {5, true, false}, 4: {}} {
+		if v, ok := tab.Lookup(mac(n)); ok != want.known || v != want.vtep {
+			t.Errorf("Lookup(%v) = %v, %v", mac(n), v, ok)
+		}
+		if v, ok := tab.LookupStatic(mac(n)); ok != want.static || ok && v != want.vtep {
+			t.Errorf("LookupStatic(%v) = %v, %v", mac(n), v, ok)
+		}
+	}
+	if o := tab.Learn(mac(1), 3, 100); o != Pinned {
+		t.Errorf("a frame of a local station from elsewhere: %v, want pinned", o)
+	}
+	if n := tab.DeleteVTEP(Local) + tab.Expire(9000, 1); n != 1 {
+		t.Errorf("%d entries went, want the learned one", n)
+	}
+	tab.Delete(mac(1))
+	if _, ok := tab.LookupStatic(mac(1)); ok {
+		t.Error("the local entry is still there")
+	}
+}
+
 // The zero MAC and the highest numbers are keys and values like any other.
 func TestTableExtremes(t *testing.T) {
 	tab := NewTable(10)

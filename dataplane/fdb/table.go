@@ -11,6 +11,10 @@ import (
 // VTEPID names a remote VTEP: its index in the daemon's registry of them, stable for the life of the daemon.
 type VTEPID uint32
 
+// Local stands in an entry for no VTEP at all: the MAC lives behind this host's own bridge. It is no index into
+// anything.
+const Local VTEPID = ^VTEPID(0)
+
 // Outcome says what Learn did.
 type Outcome uint8
 
@@ -89,6 +93,15 @@ func NewTable(maxLearned int) *Table {
 func (t *Table) Lookup(mac addr.MAC) (VTEPID, bool) {
 	k := mac.Uint64()
 	if v := t.store.get(t.seeds.hash64(k), k); v > dead {
+		return vtepOf(v), true
+	}
+	return 0, false
+}
+
+// LookupStatic is Lookup for static entries alone: what was learned is what somebody claimed.
+func (t *Table) LookupStatic(mac addr.MAC) (VTEPID, bool) {
+	k := mac.Uint64()
+	if v := t.store.get(t.seeds.hash64(k), k); isStatic(v) {
 		return vtepOf(v), true
 	}
 	return 0, false

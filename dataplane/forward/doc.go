@@ -14,7 +14,11 @@
 // replication adds and the segments that re-segmentation adds. A request that is answered from the
 // neighbour table comes in from the TAP and goes out to it as the answer.
 //
-// Concurrency. An Egress or Ingress belongs to one goroutine. They share Tables, Networks and Counters with
+// Isolation. On a network that isolates its stations, all of them are registered, and a frame that claims to be from
+// another one than it is, is dropped where it leaves and where it arrives: see isolate.go. A Limiter bounds what a
+// network floods.
+//
+// Concurrency. An Egress or Ingress belongs to one goroutine. They share Tables, Networks, Limiters and Counters with
 // each other and with whoever changes these: all reads on the packet path are lock-free.
 //
 // The package imports only the other packages of dataplane.

@@ -25,6 +25,9 @@ type Options struct {
 // Send is one call of sendmsg: one or several datagrams to one VTEP from one source port. All datagrams are
 // Size bytes long but for the last, which may be shorter. Each is made of PerDatagram consecutive pieces
 // of Egress.Pieces[First:End].
+//
+// Or, if Whole is set, it is one superframe behind its VXLAN header, in one piece, for the kernel to cut as Offload
+// says. Offsets in Offload count from the VXLAN header.
 type Send struct {
 	VTEP        fdb.VTEPID
 	Bucket      int   // which source port: all frames of a flow have the same
@@ -34,6 +37,8 @@ type Send struct {
 	PerDatagram int
 	Frames      int // datagrams, each with one frame
 	Bytes       int // of the frames
+	Whole       bool
+	Offload     header.VirtioNet
 	total       int // of the datagrams
 	closed      bool
 }
@@ -44,6 +49,10 @@ type Egress struct {
 	Sends   []Send
 	Pieces  [][]byte
 	Answers [][]byte // frames for the TAP, into which requests were turned
+
+	// Whole says to which VTEPs superframes are sent uncut, and how long they then may be, VXLAN header included;
+	// 0 and what is beyond its end mean none. It is indexed by VTEPID and set before Process.
+	Whole []int
 
 	tables  *Tables
 	net     *Network
@@ -108,14 +117,21 @@ func (e *Egress) one(f *frame.Frame) {
 	}
 	e.in.frames += frames
 	e.in.bytes += bytes
+	if reason == NotDropped && size == 0 && f.Offload.Flags&header.VirtioFlagNeedsCsum != 0 {
+		reason = e.complete(b, &f.Offload)
+	}
+	if reason == NotDropped && e.net.Isolate {
+		answered := false
+		if answered, reason = e.isolated(b); answered {
+			return
+		}
+	}
 	switch {
 	case reason != NotDropped:
 	case !e.net.AllowNested && nested(b, &e.p, e.opt.Port):
 		reason = NestedVXLAN
-	case e.suppress(b):
+	case !e.net.Isolate && e.suppress(b):
 		return
-	case size == 0 && f.Offload.Flags&header.VirtioFlagNeedsCsum != 0 && !gso.CompleteOffload(b, &f.Offload):
-		reason = BadOffload
 	}
 	if reason != NotDropped {
 		e.drop(reason, frames, b, nil)
@@ -131,21 +147,101 @@ func (e *Egress) one(f *frame.Frame) {
 	dst := header.Ethernet(b).Dst()
 	if !dst.IsMulticast() {
 		if id, ok := e.net.FDB.Lookup(dst); ok {
+			if !e.reaches(id) {
+				e.drop(DestinationLocal, frames, b, nil)
+				return
+			}
 			s.VTEP = id
 			e.created += e.send(f, size, s) - frames
 			return
 		}
+		if e.net.Isolate {
+			e.drop(DestinationUnknown, frames, b, nil)
+			return
+		}
 	}
+	e.flood(f, size, s)
+}
+
+// complete finishes the checksum of b that h asks for. Where it goes is for the sender to say, who may thereby change
+// any two bytes to what it likes. So what does not go into the checksum field of TCP or UDP is looked at anew.
+func (e *Egress) complete(b []byte, h *header.VirtioNet) DropReason {
+	if !gso.CompleteOffload(b, h) {
+		return BadOffload
+	}
+	if h.CsumStart == e.p.L4Off && (e.p.Proto == header.ProtoTCP && h.CsumOffset == header.TCPChecksumOffset ||
+		e.p.Proto == header.ProtoUDP && h.CsumOffset == header.UDPChecksumOffset) {
+		return NotDropped
+	}
+	return faultReasons[e.p.Parse(b)]
+}
+
+// isolated decides whether b may leave the host on an isolated network, or answers it.
+func (e *Egress) isolated(b []byte) (answered bool, reason DropReason) {
+	if reason := e.net.verify(b, &e.p, fdb.Local); reason != NotDropped {
+		return false, reason
+	}
+	if e.suppress(b) {
+		return true, NotDropped
+	}
+	return false, e.net.unanswered(b, &e.p)
+}
+
+// reaches reports whether id is the number of a VTEP, and sees to it that the view in hand has it: the tables are
+// changed while a batch is under way, and name VTEPs that are younger than the batch.
+func (e *Egress) reaches(id fdb.VTEPID) bool {
+	if int(id) < len(e.view.vteps) {
+		return true
+	}
+	if id == fdb.Local {
+		return false
+	}
+	e.view = e.tables.view.Load()
+	return true
+}
+
+// flood sends a copy of f to each member of the network, as far as its limit lets it.
+func (e *Egress) flood(f *frame.Frame, size int, s Send) {
 	flood := e.net.flood()
 	if len(flood) == 0 {
-		e.drop(NoPeers, frames, b, nil)
+		e.drop(NoPeers, s.Frames, f.Bytes(), nil)
 		return
+	}
+	if e.net.Limit != nil {
+		if n := e.limit(f.Bytes(), size, s.Frames); n < s.Frames {
+			if n == 0 {
+				return
+			}
+			s.Frames, s.Bytes = n, n*(int(e.p.PayloadOff)+size)
+		}
 	}
 	copies := 0
 	for _, s.VTEP = range flood {
-		copies += e.send(f, size, s)
+		if e.reaches(s.VTEP) {
+			copies += e.send(f, size, s)
+		}
 	}
-	e.created += copies - frames
+	e.created += copies - s.Frames
+}
+
+// limit returns how many of the frames for which b stands may be flooded, and drops the rest. Of a superframe with
+// segments of size bytes, e.p then describes the first ones.
+func (e *Egress) limit(b []byte, size, frames int) int {
+	n := e.net.Limit.Allow(e.now, frames)
+	if n == frames {
+		return n
+	}
+	e.drop(BUMRateLimited, frames-n, b, nil)
+	if n == 0 {
+		return 0
+	}
+	e.p.End = int(e.p.PayloadOff) + n*size
+	if e.p.Proto == header.ProtoTCP {
+		// What these flags say of the end of the superframe is not true of its new end.
+		tcp := header.TCP(b[e.p.L4Off:])
+		tcp.SetFlags(tcp.Flags() &^ (header.TCPFin | header.TCPPsh))
+	}
+	return n
 }
 
 // segmentSize checks the offload header of a superframe against the frame and returns its GSO size.
@@ -185,6 +281,12 @@ func (e *Egress) suppress(b []byte) bool {
 		return false
 	}
 	reply, ok := suppress.Answer(b, int(e.p.L3Off), e.p.EtherType, e.net.Neighbors, out)
+	if ok {
+		// A station behind our own bridge has heard the question and answers itself. If we did, in its name, the
+		// bridge would take the TAP for its port.
+		id, known := e.net.FDB.Lookup(header.Ethernet(reply).Src())
+		ok = !known || id != fdb.Local
+	}
 	if !ok {
 		e.arena.Release(mark)
 		return false
@@ -203,6 +305,9 @@ func (e *Egress) send(f *frame.Frame, size int, s Send) int {
 		if e.p.Proto == header.ProtoUDP && most < min(size, gso.Payload(&e.p)) {
 			// Unlike those of TCP, the boundaries between UDP datagrams mean something and must stay.
 			e.drop(ExceedsPathMTU, s.Frames, f.Bytes(), &e.view.vteps[s.VTEP])
+			return s.Frames
+		}
+		if e.sendWhole(f, min(size, most), &s) {
 			return s.Frames
 		}
 		return e.sendSuperframe(f.Bytes(), min(size, most), s)
@@ -228,7 +333,7 @@ func (e *Egress) send(f *frame.Frame, size int, s Send) int {
 // same size, or the last one shorter, from and to the same place. Only the last send is looked at, so that
 // order is kept.
 func (l *Send) join(s *Send, maxSegments int) bool {
-	if l.closed || l.PerDatagram != 1 || l.VTEP != s.VTEP || l.Bucket != s.Bucket || l.TOS != s.TOS ||
+	if l.closed || l.Whole || l.PerDatagram != 1 || l.VTEP != s.VTEP || l.Bucket != s.Bucket || l.TOS != s.TOS ||
 		s.Size > l.Size || l.Frames == maxSegments || l.total+s.Size > maxSend {
 		return false
 	}

@@ -267,6 +267,7 @@ func TestEgressDropsBadOffloads(t *testing.T) {
 		"SYN superframe":          {func(*header.VirtioNet) {}, frametest.TCP4(frametest.Opts{Payload: 4000, Flags: header.TCPSyn}), BadOffload},
 		"checksum starts outside": {func(h *header.VirtioNet) { h.GSOType = 0; h.CsumStart = 60000 }, frametest.TCP4(frametest.Opts{Payload: 400}), BadOffload},
 		"checksum lies outside":   {func(h *header.VirtioNet) { h.GSOType = 0; h.CsumOffset = 60000 }, frametest.TCP4(frametest.Opts{Payload: 400}), BadOffload},
+		"checksum in IP":          {func(h *header.VirtioNet) { h.GSOType = 0; h.CsumStart = 26; h.CsumOffset = 0 }, frametest.TCP4(frametest.Opts{Payload: 400}), IPBadHeader},
 		"checksum in Ethernet":    {func(h *header.VirtioNet) { h.GSOType = 0; h.CsumStart = 0 }, frametest.TCP4(frametest.Opts{Payload: 400}), BadOffload},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"maps"
 	"net/netip"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
@@ -53,6 +54,7 @@ type Ingress struct {
 	cut     [][]byte
 	arena   *gso.Arena
 	view    *view
+	removed uint64 // view.removals, when outlets were last gone through
 	now     int64
 	seconds uint32
 	p       frame.Parsed
@@ -81,6 +83,9 @@ func (in *Ingress) Process(batch []Received, now int64) {
 	in.view, in.now, in.seconds = in.tables.view.Load(), now, uint32(now/1e9)
 	in.Deliveries, in.used, in.cut = in.Deliveries[:0], in.used[:0], in.cut[:0]
 	in.arena.Reset()
+	if in.removed != in.view.removals {
+		in.forget()
+	}
 	in.last, in.learned.net, in.Datagrams, in.known = nil, nil, 0, false
 	for i := range batch {
 		in.receive(&batch[i])
@@ -93,6 +98,14 @@ func (in *Ingress) Process(batch []Received, now int64) {
 			in.Deliveries = append(in.Deliveries, Delivery{Net: o.net, Items: items})
 		}
 	}
+}
+
+// forget lets go of the networks that have been removed.
+func (in *Ingress) forget() {
+	in.removed = in.view.removals
+	maps.DeleteFunc(in.outlets, func(vni addr.VNI, o *outlet) bool { return in.view.networks[vni] != o.net })
+	clear(in.used[:cap(in.used)])
+	clear(in.Deliveries[:cap(in.Deliveries)])
 }
 
 // receive tells a train from a superframe and handles each datagram.
@@ -210,6 +223,8 @@ func (in *Ingress) check(n *Network, f []byte, fault frame.Fault) (DropReason, g
 	switch {
 	case sum == gso.Wrong:
 		return BadChecksum, 0
+	case n.Isolate:
+		return n.accept(f, &in.p, in.vtep), sum
 	case !in.source(n, header.Ethernet(f).Src()):
 		return SourceSpoofed, 0
 	}

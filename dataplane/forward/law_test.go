@@ -8,10 +8,13 @@ import (
 	"github.com/google/gopacket/layers"
 	"pgregory.net/rapid"
 
+	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/dataplane/header"
 )
+
+func batchOf(b []byte) []frame.Frame { return []frame.Frame{plain(b)} }
 
 // anyFrame draws a frame as a TAP might deliver it: of any kind, sound or damaged, plain or a superframe.
 func anyFrame(t *rapid.T) frame.Frame {
@@ -77,6 +80,20 @@ func TestFramesAreConserved(t *testing.T) {
 			tap = Offload{}
 		}
 		b := newWorld(t, tap, peerA)
+		if rapid.Bool().Draw(rt, "limited") {
+			a.net.Limit = NewLimiter(1e9, rapid.IntRange(1, 60).Draw(rt, "burst"))
+		}
+		if rapid.Bool().Draw(rt, "isolated") {
+			a.net.Isolate, b.net.Isolate = true, true
+			a.net.FDB.SetStatic(frametest.MAC(1), fdb.Local)
+			a.net.FDB.SetStatic(frametest.MAC(4), fdb.Local)
+			b.net.FDB.SetStatic(frametest.MAC(1), b.id(t, peerA))
+			b.net.FDB.SetStatic(frametest.MAC(2), fdb.Local)
+			for _, n := range []*Network{a.net, b.net} {
+				n.Neighbors.Set(frametest.IP4(1), frametest.MAC(1))
+				n.Neighbors.Set(frametest.IP6(1), frametest.MAC(1))
+			}
+		}
 		a.net.FDB.SetStatic(frametest.MAC(2), a.id(t, peerB))
 		a.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
 		b.net.FDB.SetStatic(frametest.MAC(3), b.tables.AddVTEP(peerC, 1500)) // frames from station 3 are spoofed
@@ -205,40 +222,65 @@ func (nopFeedback) SetTruncated() {}
 func TestThePacketPathAllocatesNothing(t *testing.T) {
 	for name, make := range batches() {
 		t.Run(name, func(t *testing.T) {
-			a, b := newWorld(t, full, peerB), newWorld(t, full, peerA)
-			a.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
-			batch := make()
-			pristine := copyBatch(batch)
-			a.egress.Process(batch, 1)
-			var received []Received
-			for i := range a.egress.Sends {
-				received = append(received, train(peerA, wire(a.egress, i)...))
-			}
-			keep := copyReceived(received)
-			run := func() {
-				for i := range batch {
-					copy(batch[i].Buf, pristine[i].Buf)
-				}
-				a.egress.Process(batch, 1)
-				for i := range a.egress.Sends {
-					s := &a.egress.Sends[i]
-					a.egress.Report(s, s.Frames, s.Bytes, NotDropped)
-				}
-				for i := range received {
-					copy(received[i].Data, keep[i].Data)
-				}
-				b.ingress.Process(received, 1)
-				for _, d := range b.ingress.Deliveries {
-					for i := range d.Items {
-						b.ingress.Report(d.Net, &d.Items[i], NotDropped)
-					}
-				}
-			}
-			run()
-			if n := testing.AllocsPerRun(100, run); n != 0 {
-				t.Errorf("%v allocations a batch", n)
+			for _, isolated := range []bool{false, true} {
+				allocatesNothing(t, make(), isolated)
 			}
 		})
+	}
+}
+
+func allocatesNothing(t *testing.T, batch []frame.Frame, isolated bool) {
+	a, b := newWorld(t, full, peerB), newWorld(t, full, peerA)
+	a.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
+	a.net.Limit = NewLimiter(1e6, 100)
+	if isolated {
+		isolate(a, b)
+	}
+	pristine := copyBatch(batch)
+	a.egress.Process(batch, 1)
+	var received []Received
+	for i := range a.egress.Sends {
+		received = append(received, train(peerA, wire(a.egress, i)...))
+	}
+	keep := copyReceived(received)
+	run := func() {
+		for i := range batch {
+			copy(batch[i].Buf, pristine[i].Buf)
+		}
+		a.egress.Process(batch, 1)
+		for i := range a.egress.Sends {
+			s := &a.egress.Sends[i]
+			a.egress.Report(s, s.Frames, s.Bytes, NotDropped)
+		}
+		for i := range received {
+			copy(received[i].Data, keep[i].Data)
+		}
+		b.ingress.Process(received, 1)
+		for _, d := range b.ingress.Deliveries {
+			for i := range d.Items {
+				b.ingress.Report(d.Net, &d.Items[i], NotDropped)
+			}
+		}
+	}
+	run()
+	if n := testing.AllocsPerRun(100, run); n != 0 {
+		t.Errorf("%v allocations a batch, isolated: %v", n, isolated)
+	}
+}
+
+// isolate registers stations 1 behind a and 2 and 3 behind b, which must have one peer each.
+func isolate(a, b *world) {
+	for _, w := range []*world{a, b} {
+		w.net.Isolate = true
+		for n, behind := range map[uint16]*world{1: a, 2: b, 3: b} {
+			at := fdb.VTEPID(0)
+			if behind == w {
+				at = fdb.Local
+			}
+			w.net.FDB.SetStatic(frametest.MAC(n), at)
+			w.net.Neighbors.Set(frametest.IP4(n), frametest.MAC(n))
+			w.net.Neighbors.Set(frametest.IP6(n), frametest.MAC(n))
+		}
 	}
 }
 
@@ -301,37 +343,54 @@ func copyReceived(in []Received) []Received {
 	return out
 }
 
+// kinds are the networks that are measured: on an open one everything is flooded, to the one peer there is; on the
+// others the destination is known.
+var kinds = map[string]func(a, b *world){
+	"": func(a, b *world) {},
+	"known/": func(a, b *world) {
+		a.net.FDB.SetStatic(frametest.MAC(2), 0)
+		b.net.FDB.SetStatic(frametest.MAC(1), 0)
+	},
+	"isolated/": isolate,
+}
+
 func BenchmarkEgress(b *testing.B) {
-	for name, make := range batches() {
-		b.Run(name, func(b *testing.B) {
-			w := newWorld(b, full, peerB)
-			batch := make()
-			for b.Loop() {
-				w.egress.Process(batch, 1)
-			}
-			perFrame(b, w.net.Counters.TAPIn.Bytes.Load(), w.net.Counters.TAPIn.Frames.Load())
-		})
+	for kind, prepare := range kinds {
+		for name, make := range batches() {
+			b.Run(kind+name, func(b *testing.B) {
+				w, other := newWorld(b, full, peerB), newWorld(b, full, peerA)
+				prepare(w, other)
+				batch := make()
+				for b.Loop() {
+					w.egress.Process(batch, 1)
+				}
+				perFrame(b, w.net.Counters.TAPIn.Bytes.Load(), w.net.Counters.TAPIn.Frames.Load())
+			})
+		}
 	}
 }
 
 func BenchmarkIngress(b *testing.B) {
-	for name, make := range batches() {
-		b.Run(name, func(b *testing.B) {
-			a, w := newWorld(b, full, peerB), newWorld(b, full, peerA)
-			a.egress.Process(make(), 1)
-			var received []Received
-			for i := range a.egress.Sends {
-				received = append(received, train(peerA, wire(a.egress, i)...))
-			}
-			pristine := copyReceived(received)
-			for b.Loop() {
-				for i := range received { // joining rewrites the first headers of a train
-					copy(received[i].Data[:min(128, len(received[i].Data))], pristine[i].Data)
+	for kind, prepare := range kinds {
+		for name, make := range batches() {
+			b.Run(kind+name, func(b *testing.B) {
+				a, w := newWorld(b, full, peerB), newWorld(b, full, peerA)
+				prepare(a, w)
+				a.egress.Process(make(), 1)
+				var received []Received
+				for i := range a.egress.Sends {
+					received = append(received, train(peerA, wire(a.egress, i)...))
 				}
-				w.ingress.Process(received, 1)
-			}
-			perFrame(b, w.net.Counters.UnderlayIn.Bytes.Load(), w.net.Counters.UnderlayIn.Frames.Load())
-		})
+				pristine := copyReceived(received)
+				for b.Loop() {
+					for i := range received { // joining rewrites the first headers of a train
+						copy(received[i].Data[:min(128, len(received[i].Data))], pristine[i].Data)
+					}
+					w.ingress.Process(received, 1)
+				}
+				perFrame(b, w.net.Counters.UnderlayIn.Bytes.Load(), w.net.Counters.UnderlayIn.Frames.Load())
+			})
+		}
 	}
 }
 
@@ -355,30 +414,77 @@ func FuzzEgress(f *testing.F) {
 	for _, h := range hostile() {
 		f.Add(make([]byte, header.VirtioNetMrgLen), h.inner)
 	}
+	for _, c := range claims(here, behindB) {
+		f.Add(make([]byte, header.VirtioNetMrgLen), c.inner)
+	}
 	f.Fuzz(func(t *testing.T, offload, b []byte) {
 		if len(offload) < header.VirtioNetMrgLen || len(b) > 65535+18 {
 			return
 		}
-		w := newWorld(t, full, peerA, peerB, peerC)
-		w.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
 		var h header.VirtioNet
 		h.Decode(offload[:header.VirtioNetMrgLen])
-		w.egress.Process([]frame.Frame{fromTAP(h, b)}, 1)
-		for i := range w.egress.Sends {
-			s := &w.egress.Sends[i]
-			most := w.tables.VTEP(s.VTEP).MaxFrame + header.VXLANLen
-			for _, d := range wire(w.egress, i) {
-				if len(d) > most {
-					t.Errorf("a datagram of %d bytes for a path of %d", len(d), most)
+		open := newWorld(t, full, peerA, peerB, peerC)
+		open.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
+		limited := newWorld(t, full, peerA, peerB, peerC)
+		limited.net.Limit = NewLimiter(1, 5)
+		isolated := newIsolated(t, full)
+		for _, w := range []*world{open, limited, isolated} {
+			w.egress.Process([]frame.Frame{fromTAP(h, b)}, 1)
+			for i := range w.egress.Sends {
+				s := &w.egress.Sends[i]
+				most := w.tables.VTEP(s.VTEP).MaxFrame + header.VXLANLen
+				for _, d := range wire(w.egress, i) {
+					if len(d) > most {
+						t.Errorf("a datagram of %d bytes for a path of %d", len(d), most)
+					}
+					if w == isolated {
+						wantHonest(t, d[header.VXLANLen:], here, alsoHere)
+					}
+				}
+				w.egress.Report(s, s.Frames, s.Bytes, NotDropped)
+			}
+			for _, a := range w.egress.Answers {
+				w.egress.ReportAnswer(a, NotDropped)
+			}
+			w.checkLaw(t)
+		}
+	})
+}
+
+// wantHonest checks, without the code under test, that f names one of these stations, and no other, as its sender.
+func wantHonest(t *testing.T, f []byte, stations ...uint16) {
+	t.Helper()
+	for _, n := range stations {
+		mac, ip4, ip6, own6 := frametest.MAC(n), frametest.IP4(n).As4(), frametest.IP6(n).As16(), linkLocal(n).As16()
+		if !bytes.Equal(f[6:12], mac[:]) {
+			continue
+		}
+		ok := false
+		switch [2]byte(f[12:14]) {
+		case [2]byte{8, 0}:
+			ok = bytes.Equal(f[14+12:14+16], ip4[:])
+		case [2]byte{8, 6}:
+			ok = bytes.Equal(f[14+8:14+14], mac[:]) && (bytes.Equal(f[14+14:14+18], ip4[:]) ||
+				bytes.Equal(f[14+14:14+18], make([]byte, 4)) && bytes.Equal(f[14+24:14+28], ip4[:]))
+		case [2]byte{0x86, 0xdd}:
+			src := f[14+8 : 14+24]
+			none := bytes.Equal(src, make([]byte, 16))
+			ok = none || bytes.Equal(src, ip6[:]) || bytes.Equal(src, own6[:])
+			if next, icmp := f[14+6], f[14+40:]; next == header.ProtoICMPv6 {
+				switch icmp[0] {
+				case 134, 137:
+					ok = false
+				case 136:
+					ok = ok && (bytes.Equal(icmp[8:24], ip6[:]) || bytes.Equal(icmp[8:24], own6[:]))
 				}
 			}
-			w.egress.Report(s, s.Frames, s.Bytes, NotDropped)
 		}
-		for _, a := range w.egress.Answers {
-			w.egress.ReportAnswer(a, NotDropped)
+		if !ok {
+			t.Errorf("a lie got through: %x", f)
 		}
-		w.checkLaw(t)
-	})
+		return
+	}
+	t.Errorf("a frame from a stranger got through: %x", f)
 }
 
 // FuzzIngress feeds one buffer with any stride and traffic class to the ingress half, for a TAP with and
@@ -386,6 +492,9 @@ func FuzzEgress(f *testing.F) {
 func FuzzIngress(f *testing.F) {
 	for _, h := range hostile() {
 		f.Add(encap(testVNI, h.inner), 0, uint8(0))
+	}
+	for _, c := range claims(behindA, here) {
+		f.Add(encap(testVNI, c.inner), 0, uint8(0))
 	}
 	for _, make := range batches() {
 		w := newWorld(f, full, peerA)
@@ -399,8 +508,11 @@ func FuzzIngress(f *testing.F) {
 		if len(b) > 65507 {
 			return
 		}
-		for _, tap := range []Offload{full, {}} {
+		for i, tap := range []Offload{full, {}, full} {
 			w := newWorld(t, tap, peerA)
+			if i == 2 {
+				w = newIsolated(t, tap)
+			}
 			r := Received{From: peerA, Data: bytes.Clone(b), Stride: stride, TOS: tos}
 			for _, item := range w.receive(r) {
 				n := 0
@@ -412,6 +524,9 @@ func FuzzIngress(f *testing.F) {
 				}
 				if tap == (Offload{}) && item.Offload.GSOType != header.GSONone {
 					t.Errorf("a superframe for a TAP that takes none: %+v", item.Offload)
+				}
+				if i == 2 {
+					wantHonest(t, bytes.Join(item.Pieces, nil), behindA)
 				}
 			}
 			w.checkLaw(t)

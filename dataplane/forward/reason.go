@@ -31,9 +31,22 @@ const (
 	BadOffload     // virtio-net header that contradicts the frame
 	GSOUnsupported // superframe of a kind that cannot be segmented
 
+	// Inner frame on an isolated network.
+	SourceMACUnknown // source MAC is not registered
+	ProtocolRefused  // neither ARP nor IP, or tagged: who it is from cannot be verified
+	SourceIPSpoofed  // source IP address is not registered for the source MAC
+	ARPSpoofed       // sender of an ARP packet is not who sent the frame
+	NDSpoofed        // link-layer or target address in a neighbour discovery message is not the sender's
+	RogueRouter      // router advertisement or redirect
+	RogueDHCP        // message to a DHCP client
+	NeighborUnknown  // ARP request or neighbor solicitation for an address that nobody has
+
 	// Destination.
-	NoPeers        // to be flooded, but the network has no peer
-	ExceedsPathMTU // does not fit the path to the VTEP
+	DestinationLocal   // for a station behind this host's own bridge, which has delivered it
+	DestinationUnknown // isolated network: the destination MAC is not registered, or not here
+	NoPeers            // to be flooded, but the network has no peer
+	BUMRateLimited     // to be flooded, but more than the network may flood
+	ExceedsPathMTU     // does not fit the path to the VTEP
 
 	// The kernel would not take it.
 	SendNoBuffer    // ENOBUFS, or EAGAIN: the socket's buffer is full

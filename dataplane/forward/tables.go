@@ -26,11 +26,17 @@ type VTEP struct {
 }
 
 // Heard returns when the last datagram came from v, on the clock that is handed to Ingress.Process, or 0.
-func (v VTEP) Heard() int64 { return v.heard.Load() }
+func (v VTEP) Heard() int64 {
+	if v.heard == nil {
+		return 0
+	}
+	return v.heard.Load()
+}
 
 // view is one immutable state of Tables.
 type view struct {
 	networks map[addr.VNI]*Network
+	removals uint64 // how many networks have been removed
 	vteps    []VTEP // indexed by fdb.VTEPID
 	byAddr   map[netip.Addr]fdb.VTEPID
 }
@@ -59,19 +65,20 @@ func (t *Tables) AddVTEP(a netip.Addr, path mtu.PathMTU) fdb.VTEPID {
 		return id
 	}
 	id := fdb.VTEPID(len(old.vteps))
-	next := &view{networks: old.networks, byAddr: maps.Clone(old.byAddr)}
+	next := &view{networks: old.networks, removals: old.removals, byAddr: maps.Clone(old.byAddr)}
 	next.byAddr[a] = id
 	next.vteps = append(slices.Clone(old.vteps), newVTEP(a, path, new(atomic.Int64)))
 	t.view.Store(next)
 	return id
 }
 
-// SetPath changes the path MTU of a VTEP; frames already decided on are not affected.
+// SetPath changes the path MTU of a VTEP; frames already decided on are not affected. There is no path to
+// fdb.Local.
 func (t *Tables) SetPath(id fdb.VTEPID, path mtu.PathMTU) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.view.Load()
-	if old.vteps[id].Path == path {
+	if id == fdb.Local || old.vteps[id].Path == path {
 		return
 	}
 	next := *old
@@ -84,8 +91,14 @@ func newVTEP(a netip.Addr, path mtu.PathMTU, heard *atomic.Int64) VTEP {
 	return VTEP{Addr: a, Path: path, MaxFrame: mtu.MaxFrame(path, mtu.FamilyOf(a)), heard: heard}
 }
 
-// VTEP returns the VTEP with this number, which must have come from AddVTEP.
-func (t *Tables) VTEP(id fdb.VTEPID) VTEP { return t.view.Load().vteps[id] }
+// VTEP returns the VTEP with this number, which must have come from AddVTEP. That of fdb.Local is the zero VTEP,
+// which has no address.
+func (t *Tables) VTEP(id fdb.VTEPID) VTEP {
+	if id == fdb.Local {
+		return VTEP{}
+	}
+	return t.view.Load().vteps[id]
+}
 
 // Lookup returns the number of the VTEP at a.
 func (t *Tables) Lookup(a netip.Addr) (fdb.VTEPID, bool) {
@@ -108,6 +121,24 @@ func (t *Tables) AddNetwork(n *Network) error {
 	return nil
 }
 
+// RemoveNetwork makes the workers forget the network with this VNI, and reports whether there was one. Datagrams for
+// it are those of an unknown VNI from the next batch on; what a worker has in hand is still delivered and counted.
+// Each Ingress lets go of the network's memory at its next batch; an Egress of it is the caller's to end.
+func (t *Tables) RemoveNetwork(vni addr.VNI) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.view.Load()
+	if _, ok := old.networks[vni]; !ok {
+		return false
+	}
+	next := *old
+	next.networks = maps.Clone(old.networks)
+	delete(next.networks, vni)
+	next.removals++
+	t.view.Store(&next)
+	return true
+}
+
 // Networks returns all networks in no order.
 func (t *Tables) Networks() []*Network {
 	return slices.Collect(maps.Values(t.view.Load().networks))
@@ -119,12 +150,14 @@ type Network struct {
 	Name        string
 	VNI         addr.VNI
 	Learning    bool     // learn MAC to VTEP from received frames
+	Isolate     bool     // every address is registered, and no frame may claim another; see isolate.go. Nothing is learned
 	AllowNested bool     // let VXLAN inside VXLAN pass
 	TAP         Offload  // what the TAP takes
 	LocalMAC    addr.MAC // of the TAP: no frame from the underlay may bear it as its source
 	FDB         *fdb.Table
 	Neighbors   *fdb.Neighbors
 	Counters    *Counters
+	Limit       *Limiter // of the frames from the TAP that are flooded; nil: none
 
 	members atomic.Pointer[members]
 	mtu     atomic.Int64 // overlay MTU of the TAP
@@ -143,10 +176,10 @@ type members struct {
 }
 
 // SetMembers publishes the VTEPs that take part in n: broadcast, unknown unicast and multicast frames go
-// to each, and only from them frames are accepted.
+// to each, and only from them frames are accepted. fdb.Local is passed over.
 func (n *Network) SetMembers(ids []fdb.VTEPID) {
-	m := &members{list: slices.Clone(ids)}
-	for _, id := range ids {
+	m := &members{list: slices.DeleteFunc(slices.Clone(ids), func(id fdb.VTEPID) bool { return id == fdb.Local })}
+	for _, id := range m.list {
 		if int(id) >= len(m.has) {
 			m.has = append(m.has, make([]bool, int(id)+1-len(m.has))...)
 		}

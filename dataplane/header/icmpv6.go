@@ -6,7 +6,7 @@ import "encoding/binary"
 // bytes whose meaning depends on the type.
 const ICMPv6Len = 8
 
-// Types (RFC 4443; RFC 4861; RFC 3810). Those below 128 are errors.
+// Types (RFC 4443; RFC 4861; RFC 2710; RFC 3810). Those below 128 are errors.
 const (
 	ICMPv6Unreachable  uint8 = 1
 	ICMPv6PacketTooBig uint8 = 2
@@ -14,6 +14,8 @@ const (
 	ICMPv6ParamProblem uint8 = 4
 	ICMPv6Echo         uint8 = 128
 	ICMPv6EchoReply    uint8 = 129
+	ICMPv6MLDReport    uint8 = 131
+	ICMPv6MLDDone      uint8 = 132
 	ICMPv6RouterSol    uint8 = 133
 	ICMPv6RouterAdv    uint8 = 134
 	ICMPv6NeighborSol  uint8 = 135

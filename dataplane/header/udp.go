@@ -9,6 +9,12 @@ const UDPLen = 8
 // virtio-net header.
 const UDPChecksumOffset = 6
 
+// Ports at which the clients of DHCP listen, and nobody else (RFC 2131, section 4.1; RFC 8415, section 7.2).
+const (
+	DHCPClientPort   uint16 = 68
+	DHCPv6ClientPort uint16 = 546
+)
+
 const (
 	udpSrcPort = 0
 	udpDstPort = 2
