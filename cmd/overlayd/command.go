@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
@@ -68,14 +69,15 @@ func isConfigFault(err error) bool {
 
 func newCommand(sys system) *cobra.Command {
 	var (
-		file, logLevel, socket, metrics string
-		disable                         []string
+		file, logLevel, socket, metrics, dataDir string
+		disable                                  []string
 	)
 	cmd := &cobra.Command{
 		Use:   "overlayd",
 		Short: "The userspace VXLAN overlay daemon",
-		Long: `overlayd brings up the VXLAN networks of its configuration file and forwards
-until it is told to end by SIGTERM or SIGINT.
+		Long: `overlayd brings up the VXLAN networks of its configuration file and those of
+the cluster that it is in, and forwards until it is told to end by SIGTERM or
+SIGINT. Without a file it waits for overlayctl init or overlayctl join.
 
 Exit code: 0 after such an end, 1 when something failed, 2 when the command
 line or the configuration file is at fault.`,
@@ -88,6 +90,7 @@ line or the configuration file is at fault.`,
 	flags := cmd.Flags()
 	flags.StringVar(&file, "config", defaultConfig, "configuration `file`")
 	flags.StringSliceVar(&disable, "disable", nil, "`features` of the kernel not to use, instead of the key disable:\n"+strings.Join(featureNames(sys), ", "))
+	flags.StringVar(&dataDir, "data-dir", "", "`directory` of the control plane, instead of the key data_dir")
 	flags.StringVar(&logLevel, "log", "info", "debug, info, warn or error, instead of the key log")
 	flags.StringVar(&metrics, "metrics", config.DefaultMetrics, "`address` of the Prometheus endpoint, instead of the key metrics; empty turns it off")
 	flags.StringVar(&socket, "socket", config.DefaultSocket, "`path` of the local API's socket, instead of the key socket")
@@ -103,13 +106,14 @@ line or the configuration file is at fault.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var over []config.Override
 		for _, o := range []config.Override{
+			{Key: "data_dir", Values: []string{dataDir}},
 			{Key: "disable", Values: disable},
 			{Key: "log", Values: []string{logLevel}},
 			{Key: "metrics", Values: []string{metrics}},
 			{Key: "socket", Values: []string{socket}},
 		} {
-			if flags.Changed(o.Key) {
-				o.Flag = "--" + o.Key
+			if name := strings.ReplaceAll(o.Key, "_", "-"); flags.Changed(name) {
+				o.Flag = "--" + name
 				over = append(over, o)
 			}
 		}
@@ -117,13 +121,21 @@ line or the configuration file is at fault.`,
 		if err != nil {
 			return err
 		}
-		cfg, err := config.Load(file, over, facts)
+		cfg, err := load(file, flags.Changed("config"), over, facts)
 		if err != nil {
 			return err
 		}
 		return serve(cmd.Context(), cfg, sys, newLogger(cmd.ErrOrStderr(), cfg.Log))
 	}
 	return cmd
+}
+
+// load reads the file. The default one need not be there.
+func load(file string, named bool, over []config.Override, facts config.Facts) (*config.Config, error) {
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) && !named {
+		return config.Defaults(over, facts)
+	}
+	return config.Load(file, over, facts)
 }
 
 // featureNames lists the features for the help text.

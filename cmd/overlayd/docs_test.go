@@ -177,7 +177,7 @@ func TestDocsConfigKeys(t *testing.T) {
 }
 
 // flagUsage is one flag of the help text, with its default if that is not empty.
-var flagUsage = regexp.MustCompile(`(?m)^ +(?:-\w, +)?--(\w+)(?:.*\(default "(.*)"\)$)?`)
+var flagUsage = regexp.MustCompile(`(?m)^ +(?:-\w, +)?--([\w-]+)(?:.*\(default "(.*)"\)$)?`)
 
 func TestDocsFlags(t *testing.T) {
 	cmd := newCommand(system{facts: func() (config.Facts, error) { return config.Facts{}, nil }})

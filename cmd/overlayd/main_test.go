@@ -45,6 +45,19 @@ func (f *fakeTunnel) Run(ctx context.Context) error {
 
 func (f *fakeTunnel) Close() error { f.closed = true; return nil }
 
+func (f *fakeTunnel) AddNetwork(vtep.Network) error                          { return nil }
+func (f *fakeTunnel) RemoveNetwork(string) error                             { return nil }
+func (f *fakeTunnel) SetPeers(string, []netip.Addr) error                    { return nil }
+func (f *fakeTunnel) SetMapping(string, addr.Mapping) error                  { return nil }
+func (f *fakeTunnel) RemoveMapping(string, addr.MAC) error                   { return nil }
+func (f *fakeTunnel) Detach(string, string) error                            { return nil }
+func (f *fakeTunnel) Attachments(string) []vtep.Attached                     { return nil }
+func (f *fakeTunnel) Unclaimed(string) ([]string, error)                     { return nil, nil }
+func (f *fakeTunnel) RemoveOrphans([]addr.VNI) (removed []addr.VNI, _ error) { return nil, nil }
+func (f *fakeTunnel) Attach(string, vtep.Attachment) (vtep.Attached, error) {
+	return vtep.Attached{}, nil
+}
+
 func (f *fakeTunnel) Status() vtep.Status {
 	st := vtep.Status{
 		Port: 4789, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},

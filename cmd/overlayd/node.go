@@ -28,16 +28,18 @@ type tables interface {
 
 // node shows a VTEP as the api.Node that the local API serves.
 type node struct {
-	tun     tunnel
+	tun     view
 	name    string
 	version *overlaydv1.Version
 	start   time.Time
+	// idOf returns the ID of the cluster's network of this name, or "".
+	idOf func(name string) string
 }
 
 var _ api.Node = (*node)(nil)
 
-func newNode(name string, version *overlaydv1.Version, tun tunnel) *node {
-	return &node{tun: tun, name: name, version: version, start: time.Now()}
+func newNode(name string, version *overlaydv1.Version, tun view, idOf func(string) string) *node {
+	return &node{tun: tun, name: name, version: version, start: time.Now(), idOf: idOf}
 }
 
 func (n *node) Status() *overlaydv1.NodeStatus {
@@ -68,7 +70,12 @@ func (n *node) Networks() []*overlaydv1.Network {
 	for _, s := range n.tun.Networks() {
 		k := &s.Counters
 		byReason, sum := dropsOf(&k.Drops)
+		id := ""
+		if s.Sandbox != "" { // those stated by hand have none
+			id = n.idOf(s.Name)
+		}
 		out = append(out, &overlaydv1.Network{
+			NetworkId:   id,
 			Name:        s.Name,
 			Vni:         uint32(s.VNI),
 			Device:      s.Device,

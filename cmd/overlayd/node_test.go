@@ -23,7 +23,7 @@ func same(t *testing.T, m proto.Message, want string) {
 }
 
 func TestNode(t *testing.T) {
-	n := newNode("h1", &overlaydv1.Version{Version: "v1.2.3"}, &fakeTunnel{})
+	n := newNode("h1", &overlaydv1.Version{Version: "v1.2.3"}, &fakeTunnel{}, func(string) string { return "" })
 
 	st := n.Status()
 	if st.Pid == 0 || st.StartTime == nil {
@@ -41,7 +41,7 @@ func TestNode(t *testing.T) {
 	same(t, networks[0], `{"name":"blue","vni":42,"device":"blue0","mac":"00:00:00:00:00:00","backend":"vnet","queues":2,"mtu":1450,"mtuDerived":true,`+
 		`"addresses":["10.42.0.1/24"],"peers":["192.0.2.2"],"learning":true,"allowNested":false,"fdbEntries":"3",`+
 		`"counters":{"tapIn":{"frames":"10","bytes":"1000"},"tapOut":{"frames":"0","bytes":"0"},"underlayIn":{"frames":"0","bytes":"0"},"underlayOut":{"frames":"5","bytes":"500"},`+
-		`"framesCreated":"0","framesSuppressed":"0","framesDropped":"5","dropsByReason":{"frame_runt":"2","no_peers":"3"}},"tapOverflow":"9"}`)
+		`"framesCreated":"0","framesSuppressed":"0","framesDropped":"5","dropsByReason":{"frame_runt":"2","no_peers":"3"}},"tapOverflow":"9","networkId":""}`)
 
 	if peers := n.Peers(); len(peers) != 1 {
 		t.Errorf("peers %v", peers)
@@ -73,7 +73,7 @@ func TestNode(t *testing.T) {
 }
 
 func TestNodeFDB(t *testing.T) {
-	n := newNode("h1", nil, &fakeTunnel{})
+	n := newNode("h1", nil, &fakeTunnel{}, func(string) string { return "" })
 	for _, c := range []struct {
 		after addr.MAC
 		limit int

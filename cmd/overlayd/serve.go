@@ -14,6 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/overlayd/overlayd/cmd/overlayd/cluster"
 	"github.com/overlayd/overlayd/cmd/overlayd/config"
 	"github.com/overlayd/overlayd/cmd/overlayd/metrics"
 	"github.com/overlayd/overlayd/controlplane/api"
@@ -29,6 +30,12 @@ type runner interface {
 // tunnel is a VTEP, as the daemon uses it.
 type tunnel interface {
 	runner
+	view
+	cluster.VTEP
+}
+
+// view is what a VTEP shows.
+type view interface {
 	metrics.Source
 	tables
 }
@@ -60,7 +67,11 @@ func serve(ctx context.Context, cfg *config.Config, sys system, log *slog.Logger
 		}
 		defer scrape.Close()
 	}
-	tun, err := sys.open(cfg.VTEP(log))
+	facts, err := sys.facts()
+	if err != nil {
+		return err
+	}
+	tun, err := newLate(cfg.VTEP(log), sys, facts.HasAddress)
 	if err != nil {
 		if at, ok := errors.AsType[*vtep.ConfigError](err); ok {
 			return cfg.At(at.Field, at.Err)
@@ -70,10 +81,14 @@ func serve(ctx context.Context, cfg *config.Config, sys system, log *slog.Logger
 		}
 		return err
 	}
-	defer func() { err = errors.Join(err, tun.Close()) }()
+	defer func() { err = errors.Join(err, tun.shut()) }()
+	member, err := newMember(cfg, tun, log)
+	if err != nil {
+		return failure{cfg.At("data_dir", err)}
+	}
 
 	version := api.BuildVersion()
-	server, err := api.NewServer(newNode(cfg.Node, version, tun), log)
+	server, err := api.NewServer(newNode(cfg.Node, version, tun, member.networkID), member.service(), log)
 	if err != nil {
 		return err
 	}
@@ -97,6 +112,9 @@ func serve(ctx context.Context, cfg *config.Config, sys system, log *slog.Logger
 		})
 	}
 	start("vtep", tun.Run)
+	if member != nil {
+		start("control plane", member.Run)
+	}
 	start("api", func(ctx context.Context) error { return server.Serve(ctx, sock) })
 	if scrape != nil {
 		start("metrics", func(ctx context.Context) error { return scrape.Serve(ctx, registry, log) })
@@ -121,7 +139,7 @@ func tell(sys system, log *slog.Logger, state string) {
 }
 
 // readyAttrs is the one line that says what this daemon does.
-func readyAttrs(cfg *config.Config, tun tunnel, scrape *metrics.Server, version string) []any {
+func readyAttrs(cfg *config.Config, tun view, scrape *metrics.Server, version string) []any {
 	st := tun.Status()
 	var locals, networks, off []string
 	for _, a := range st.Addresses {

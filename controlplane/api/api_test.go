@@ -286,7 +286,7 @@ func TestGRPC(t *testing.T) {
 }
 
 func TestNewServerWithoutNode(t *testing.T) {
-	if _, err := api.NewServer(nil, nil); err == nil {
+	if _, err := api.NewServer(nil, nil, nil); err == nil {
 		t.Error("no error for no node")
 	}
 }

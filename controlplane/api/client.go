@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"net"
@@ -27,6 +28,7 @@ const maxAnswer = 64 << 20
 // Client speaks to the daemon behind one unix socket.
 type Client struct {
 	overlaydv1connect.NodeServiceClient
+	overlaydv1connect.ClusterServiceClient
 	http *http.Client
 }
 
@@ -44,10 +46,11 @@ func NewClient(socket string) *Client {
 		},
 		DisableCompression: true, // nothing to win on a unix socket
 	}}
+	opts := []connect.ClientOption{connect.WithReadMaxBytes(maxAnswer), connect.WithAcceptCompression("gzip", nil, nil)}
 	return &Client{
-		NodeServiceClient: overlaydv1connect.NewNodeServiceClient(hc, "http://overlayd",
-			connect.WithReadMaxBytes(maxAnswer), connect.WithAcceptCompression("gzip", nil, nil)),
-		http: hc,
+		NodeServiceClient:    overlaydv1connect.NewNodeServiceClient(hc, "http://overlayd", opts...),
+		ClusterServiceClient: overlaydv1connect.NewClusterServiceClient(hc, "http://overlayd", opts...),
+		http:                 hc,
 	}
 }
 
@@ -75,6 +78,69 @@ func (c *Client) FDB(ctx context.Context, network string) iter.Seq2[*overlaydv1.
 			req.PageToken = res.NextPageToken
 		}
 	}
+}
+
+// Endpoints walks the endpoints of a network and a node, page by page; an empty one of these is all of them. It
+// ends with the first error.
+func (c *Client) Endpoints(ctx context.Context, network, node string) iter.Seq2[*overlaydv1.Endpoint, error] {
+	return func(yield func(*overlaydv1.Endpoint, error) bool) {
+		req := &overlaydv1.ListEndpointsRequest{Network: network, Node: node}
+		for {
+			res, err := c.ListEndpoints(ctx, req)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, e := range res.Endpoints {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			if res.NextPageToken == "" {
+				return
+			}
+			req.PageToken = res.NextPageToken
+		}
+	}
+}
+
+// BackupTo copies a backup of the cluster into w. What w has after an error is of no use.
+func (c *Client) BackupTo(ctx context.Context, w io.Writer) error {
+	stream, err := c.Backup(ctx, &overlaydv1.BackupRequest{})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		if _, err := w.Write(stream.Msg().Chunk); err != nil {
+			return err
+		}
+	}
+	return stream.Err()
+}
+
+// RestoreFrom hands the daemon a backup that r holds.
+func (c *Client) RestoreFrom(ctx context.Context, r io.Reader) (*overlaydv1.RestoreResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.Restore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	buf := make([]byte, MaxChunk)
+	for last := false; !last; {
+		n, err := io.ReadFull(r, buf)
+		last = errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		if err != nil && !last {
+			cancel()
+			_, _ = stream.CloseAndReceive() // frees what belongs to the stream; the error is that of cancel
+			return nil, fmt.Errorf("read the backup: %w", err)
+		}
+		if stream.Send(&overlaydv1.RestoreRequest{Chunk: buf[:n], Last: last}) != nil {
+			break // with io.EOF; the answer has the cause
+		}
+	}
+	return stream.CloseAndReceive()
 }
 
 // DialError says that no daemon could be reached on a socket.

@@ -7,77 +7,55 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"time"
+	"slices"
 
 	"connectrpc.com/connect"
+	"golang.org/x/net/netutil"
 
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1/overlaydv1connect"
 )
 
-const (
-	maxRequest    = 1 << 20          // bytes of one request; every request there is has a few hundred
-	maxHeader     = 16 << 10         // bytes of one request's HTTP header
-	headerTimeout = 5 * time.Second  // from the start of a request to the end of its header
-	bodyTimeout   = 10 * time.Second // from there to the end of its body
-	writeTimeout  = 60 * time.Second // from the header to the end of the answer; a stream has none
-	idleTimeout   = 2 * time.Minute  // between two requests of a connection
-	endTimeout    = 2 * time.Second  // for the requests under way when the server ends
-)
-
 // Server answers the API for one node.
 type Server struct {
-	node Node
-	log  *slog.Logger
-	stop chan struct{} // closed when Serve ends, so that streams do
+	node    Node
+	cluster Cluster
+	log     *slog.Logger
+	stop    chan struct{} // closed when Serve ends, so that streams do
 }
 
-// NewServer returns a server for the node. A nil log is slog.Default().
-func NewServer(node Node, log *slog.Logger) (*Server, error) {
+// NewServer returns a server for the node, and for the cluster unless that is nil. A nil log is slog.Default().
+func NewServer(node Node, cluster Cluster, log *slog.Logger) (*Server, error) {
 	if node == nil {
 		return nil, errors.New("make the API server: no node to serve")
 	}
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Server{node: node, log: log, stop: make(chan struct{})}, nil
+	return &Server{node: node, cluster: cluster, log: log, stop: make(chan struct{})}, nil
 }
 
 // handler serves every service of the API.
 func (s *Server) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle(overlaydv1connect.NewNodeServiceHandler(nodeService{node: s.node, stop: s.stop},
+	common := []connect.HandlerOption{
 		connect.WithReadMaxBytes(maxRequest),
 		connect.WithCompression("gzip", nil, nil), // nothing to win on a unix socket
-		connect.WithCodec(jsonCodec{name: "json"}),
-		connect.WithCodec(jsonCodec{name: "json; charset=utf-8"}),
-	))
-	return deadlines(mux)
+		connect.WithRecover(recovered(s.log)),
+	}
+	mux := http.NewServeMux()
+	mux.Handle(overlaydv1connect.NewNodeServiceHandler(nodeService{node: s.node, stop: s.stop},
+		slices.Concat(common, jsonCodecs(false))...))
+	// What changes something must not pass over what it does not know.
+	strict := slices.Concat(common, jsonCodecs(true))
+	if s.cluster != nil {
+		mux.Handle(overlaydv1connect.NewClusterServiceHandler(clusterService{cluster: s.cluster, log: s.log}, strict...))
+	} else {
+		mux.Handle(overlaydv1connect.NewClusterServiceHandler(overlaydv1connect.UnimplementedClusterServiceHandler{}, strict...))
+	}
+	return newLimiter(mux)
 }
 
-// deadlines bounds how long one request may occupy the server.
-func deadlines(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rc, now := http.NewResponseController(w), time.Now()
-		var err error
-		if r.URL.Path == overlaydv1connect.NodeServiceWatchDropsProcedure {
-			// No read deadline either: net/http takes its passing for the end of the caller. The write
-			// deadline of the request before on this connection has to go.
-			err = rc.SetWriteDeadline(time.Time{})
-		} else {
-			err = errors.Join(rc.SetReadDeadline(now.Add(bodyTimeout)), rc.SetWriteDeadline(now.Add(writeTimeout)))
-		}
-		if err != nil {
-			http.Error(w, "cannot bound the time of this request: "+err.Error(), http.StatusInternalServerError)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// Serve answers on the socket until ctx ends, and closes the socket. Requests under way then have two
-// seconds; streams end at once. A Server serves once.
-func (s *Server) Serve(ctx context.Context, sock *Socket) error {
-	defer sock.Close()
+// httpServer is the server below one call of Serve.
+func (s *Server) httpServer() *http.Server {
 	srv := &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: headerTimeout,
@@ -88,9 +66,16 @@ func (s *Server) Serve(ctx context.Context, sock *Socket) error {
 	}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true) // gRPC needs HTTP/2
+	return srv
+}
 
+// Serve answers on the socket until ctx ends, and closes the socket. Requests under way then have two
+// seconds; streams end at once. A Server serves once.
+func (s *Server) Serve(ctx context.Context, sock *Socket) error {
+	defer sock.Close()
+	srv := s.httpServer()
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(sock.ln) }() // api accept
+	go func() { failed <- srv.Serve(netutil.LimitListener(sock.ln, maxConnections)) }() // api accept
 
 	var err error
 	select {

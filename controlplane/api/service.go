@@ -54,7 +54,7 @@ func (s nodeService) ListFDB(_ context.Context, req *overlaydv1.ListFDBRequest) 
 		var err error
 		if after, err = addr.ParseMAC(req.PageToken); err != nil {
 			return nil, connect.NewError(connect.CodeInvalidArgument,
-				fmt.Errorf("page token %q is none of ours: pass on the next_page_token of the answer before", req.PageToken))
+				fmt.Errorf("page token %s is none of ours: pass on the next_page_token of the answer before", show(req.PageToken)))
 		}
 	}
 	// One more than asked for tells whether there is another page.
@@ -97,7 +97,7 @@ func (s nodeService) WatchDrops(ctx context.Context, req *overlaydv1.WatchDropsR
 		return err
 	}
 	// The header tells the caller that the watch stands, before there is anything to see.
-	if err := stream.Send(nil); err != nil {
+	if err := bounded(ctx, func() error { return stream.Send(nil) }); err != nil {
 		return err
 	}
 	tick := time.NewTicker(watchInterval)
@@ -112,7 +112,7 @@ func (s nodeService) WatchDrops(ctx context.Context, req *overlaydv1.WatchDropsR
 			}
 			after = samples[len(samples)-1].Seq
 		}
-		if err := sendSamples(stream, req.Network, samples, missed); err != nil {
+		if err := sendSamples(ctx, stream, req.Network, samples, missed); err != nil {
 			return err
 		}
 		select {
@@ -127,14 +127,14 @@ func (s nodeService) WatchDrops(ctx context.Context, req *overlaydv1.WatchDropsR
 
 // sendSamples sends those of one network, or all of them if it is "", in messages of bounded size. The
 // first message says how many were missed.
-func sendSamples(stream *connect.ServerStream[overlaydv1.WatchDropsResponse], network string, samples []*overlaydv1.DropSample, missed uint64) error {
+func sendSamples(ctx context.Context, stream *connect.ServerStream[overlaydv1.WatchDropsResponse], network string, samples []*overlaydv1.DropSample, missed uint64) error {
 	res := &overlaydv1.WatchDropsResponse{Missed: missed}
 	for _, sample := range samples {
 		if network != "" && sample.Network != network {
 			continue
 		}
 		if len(res.Samples) == maxSend {
-			if err := stream.Send(res); err != nil {
+			if err := bounded(ctx, func() error { return stream.Send(res) }); err != nil {
 				return err
 			}
 			res = &overlaydv1.WatchDropsResponse{}
@@ -144,7 +144,7 @@ func sendSamples(stream *connect.ServerStream[overlaydv1.WatchDropsResponse], ne
 	if len(res.Samples) == 0 && res.Missed == 0 {
 		return nil
 	}
-	return stream.Send(res)
+	return bounded(ctx, func() error { return stream.Send(res) })
 }
 
 // checkNetwork returns an error if name is neither empty nor a network of this node.
@@ -170,5 +170,5 @@ func (s nodeService) noNetwork(name string) error {
 	if len(known) > 0 {
 		list = "choose from " + strings.Join(known, ", ")
 	}
-	return connect.NewError(connect.CodeNotFound, fmt.Errorf("this node has no network %q: %s", name, list))
+	return connect.NewError(connect.CodeNotFound, fmt.Errorf("this node has no network %s: %s", show(name), list))
 }

@@ -203,9 +203,9 @@ func newCluster(t *testing.T, size int, tune func(*Config)) *cluster {
 	return c
 }
 
-func (c *cluster) config(n *node) Config {
+func (c *cluster) config(n *node, fsm FSM) Config {
 	cfg := Config{
-		ID: n.id, Dir: n.dir, Address: n.address, Stream: c.net.stream(n.address), FSM: n.fsm,
+		ID: n.id, Dir: n.dir, Address: n.address, Stream: c.net.stream(n.address), FSM: fsm,
 		Timing: tempo, StabilizeTime: 500 * time.Millisecond, Log: quiet().With("node", n.id[15:]),
 	}
 	if c.tune != nil {
@@ -216,17 +216,17 @@ func (c *cluster) config(n *node) Config {
 
 // open starts a node on what is on its disk.
 func (c *cluster) open(n *node) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.fsm = &registers{}
-	r, err := open(c.config(n), func(path string, readOnly bool) (database, error) {
+	fsm := &registers{}
+	r, err := open(c.config(n, fsm), func(path string, readOnly bool) (database, error) {
 		db, err := openQuick(path, readOnly)
 		return disk{db, n, c.net}, err
 	})
 	if err != nil {
 		return err
 	}
-	n.raft = r
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fsm, n.raft = fsm, r
 	return nil
 }
 

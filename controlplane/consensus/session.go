@@ -135,10 +135,20 @@ func (r *Raft) openSession() (_ *session, err error) {
 // start calls raft.NewRaft, which panics on some of what it does not like to read.
 func (s *session) start() (out *raft.Raft, err error) {
 	defer func() {
-		if p := recover(); p != nil {
-			s.r.cfg.Log.Error("hashicorp/raft panicked at start", "panic", p, "stack", string(debug.Stack()))
-			out, err = nil, damaged(s.store.path, "Raft cannot start from it: %v", p)
+		p := recover()
+		if p == nil {
+			return
 		}
+		out = nil
+		if err = s.store.failure(); err != nil {
+			return // it saves its term before anything else
+		}
+		if cause, ok := p.(error); ok && isFatal(cause) {
+			err = cause // an entry that cannot be read
+			return
+		}
+		s.r.cfg.Log.Error("hashicorp/raft panicked at start", "panic", p, "stack", string(debug.Stack()))
+		err = damaged(s.store.path, "Raft cannot start from it: %v", p)
 	}()
 	conf := *s.r.raftConf
 	out, err = raft.NewRaft(&conf, s.r.machine, s.store, s.store, s.snaps, s.trans)

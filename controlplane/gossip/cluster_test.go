@@ -205,6 +205,12 @@ func (n *node) behindWhom() []string {
 	return slices.Sorted(maps.Keys(n.behind))
 }
 
+func (n *node) forgetBehind() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.behind)
+}
+
 func (n *node) know(d gossip.Digest) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -29,15 +29,12 @@ func TestOneIsRight(t *testing.T) {
 
 func TestBadFile(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
-		{"", `f.yaml: networks: there is no network: add one with name, vni, device and peers`},
-		{"---\n", `f.yaml: networks: there is no network: add one with name, vni, device and peers`},
-		{"[]", `f.yaml:1: the keys node, socket, metrics, log, disable, queues, underlay, networks are wanted here, not a list`},
-		{"hello", `f.yaml:1: the keys node, socket, metrics, log, disable, queues, underlay, networks are wanted here, not a single value`},
+		{"[]", `f.yaml:1: the keys node, socket, metrics, log, disable, queues, data_dir, underlay, cluster, networks are wanted here, not a list`},
+		{"hello", `f.yaml:1: the keys node, socket, metrics, log, disable, queues, data_dir, underlay, cluster, networks are wanted here, not a single value`},
 		{"a: b: c", `f.yaml: not valid YAML: mapping values are not allowed in this context`},
 		{"node: h1\nlog: [", `f.yaml:2: not valid YAML: did not find expected node content`},
 		{"networks:\n\t- name: x", `f.yaml:2: not valid YAML: found character that cannot start any token; indent with spaces, not with tabs`},
-		{"node: h1\n", `f.yaml: networks: there is no network: add one with name, vni, device and peers`},
-		{"networks: []", `f.yaml:1: networks: there is no network: add one with name, vni, device and peers`},
+		{"data_dir: ''", `f.yaml:1: data_dir: without a data directory the node takes part in no cluster, and there is no network either: give one of both`},
 		{"networks: {name: x}", `f.yaml:1: networks: a list is wanted here, not a group of keys: begin each item with -`},
 		{"networks:\n  - blue\n", `f.yaml:2: networks[0]: the keys name, vni, device, address, peers, learning, allow_nested, mtu, endpoints are wanted here, not a single value`},
 		{"networks:\n  - name: blue\n    vnii: 42\n", `f.yaml:3: networks[0].vnii: unknown key: did you mean vni?`},
@@ -50,7 +47,7 @@ func TestBadFile(t *testing.T) {
 func TestBadTop(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
 		{"nodee: x", `f.yaml:1: nodee: unknown key: did you mean node?`},
-		{"colour: red", `f.yaml:1: colour: unknown key: choose from node, socket, metrics, log, disable, queues, underlay, networks`},
+		{"colour: red", `f.yaml:1: colour: unknown key: choose from node, socket, metrics, log, disable, queues, data_dir, underlay, cluster, networks`},
 		{"node: a\nlog: info\nnode: b", `f.yaml:3: node: this key is on line 1 already: keep one of the two`},
 		{"node: [a]", `f.yaml:1: node: one value is wanted here, not a list`},
 		{"node: {a: b}", `f.yaml:1: node: one value is wanted here, not a group of keys`},
@@ -82,6 +79,12 @@ func TestBadTop(t *testing.T) {
 		{"underlay: {ttl: 256}", `f.yaml:1: underlay.ttl: 256 is out of range: choose from 1 to 255`},
 		{"underlay: {ttl: 0}", `f.yaml:1: underlay.ttl: 0 is out of range: choose from 1 to 255`},
 		{"underlay: {checksum: maybe}", `f.yaml:1: underlay.checksum: "maybe" is not a policy: choose from auto, on, off`},
+		{"cluster: {control_port: 0}", `f.yaml:1: cluster.control_port: 0 is out of range: choose from 1 to 65535`},
+		{"cluster: {gossip_port: 65536}", `f.yaml:1: cluster.gossip_port: 65536 is out of range: choose from 1 to 65535`},
+		{"cluster: {gossip_port: 7789}", `f.yaml:1: cluster.gossip_port: 7789 is the control port too, and both use TCP: choose two`},
+		{"cluster: {gossip_port: 4789}", `f.yaml:1: cluster.gossip_port: 4789 is the port of VXLAN too, and both use UDP: choose two`},
+		{"cluster: {raft_multiplier: 11}", `f.yaml:1: cluster.raft_multiplier: 11 is out of range: choose from 1 to 10`},
+		{"cluster: {listen: 192.0.2.9}", `f.yaml:1: cluster.listen: 192.0.2.9 is on no interface of this host: give one that ` + "`" + `ip address` + "`" + ` shows, or take the key out to listen on all`},
 		{"underlay: {mtu: 1500}", `f.yaml:1: underlay.mtu: unknown key: did you mean ttl?`},
 		{"underlay:\n  addresses:\n  - 192.0.2.1\n  - 192.0.2.1", `f.yaml:4: underlay.addresses[1]: 192.0.2.1 is a second IPv4 address: keep one for each family`},
 		{"underlay: {addresses: [192.0.2.9]}", `f.yaml:1: underlay.addresses[0]: 192.0.2.9 is on no interface of this host: give one that ` + "`" + `ip address` + "`" + ` shows, or take the key out to have it chosen by the route to the peers`},

@@ -41,8 +41,8 @@ func (c *Config) check(facts Facts) error {
 	if err := c.checkUnderlay(facts); err != nil {
 		return err
 	}
-	if len(c.Networks) == 0 {
-		return c.failf("networks", "there is no network: add one with name, vni, device and peers")
+	if err := c.checkCluster(facts); err != nil {
+		return err
 	}
 	seen := taken{names: map[string]string{}, vnis: map[string]string{}, devices: map[string]string{}, addresses: map[netip.Addr]string{}}
 	for i := range c.Networks {
@@ -78,6 +78,37 @@ func (c *Config) checkUnderlay(facts Facts) error {
 		if _, local := facts.HasAddress(a); !local {
 			return c.failf(path, "%v is on no interface of this host: give one that `ip address` shows, or take the key out to have it chosen by the route to the peers", a)
 		}
+	}
+	return nil
+}
+
+// checkCluster applies the rules for the control plane.
+func (c *Config) checkCluster(facts Facts) error {
+	if c.DataDir == "" && len(c.Networks) == 0 {
+		return c.failf("data_dir", "without a data directory the node takes part in no cluster, and there is no network either: give one of both")
+	}
+	k := &c.Cluster
+	if k.Listen.IsValid() && !k.Listen.IsUnspecified() {
+		if _, local := facts.HasAddress(k.Listen); !local && !k.Listen.IsLoopback() {
+			return c.failf("cluster.listen", "%v is on no interface of this host: give one that `ip address` shows, or take the key out to listen on all", k.Listen)
+		}
+	}
+	for _, p := range []struct {
+		key  string
+		port int
+	}{{"cluster.control_port", k.ControlPort}, {"cluster.gossip_port", k.GossipPort}} {
+		if p.port < 1 || p.port > 65535 {
+			return c.failf(p.key, "%d is out of range: choose from 1 to 65535", p.port)
+		}
+	}
+	if k.ControlPort == k.GossipPort {
+		return c.failf("cluster.gossip_port", "%d is the control port too, and both use TCP: choose two", k.GossipPort)
+	}
+	if k.GossipPort == c.Underlay.Port {
+		return c.failf("cluster.gossip_port", "%d is the port of VXLAN too, and both use UDP: choose two", k.GossipPort)
+	}
+	if k.RaftMultiplier < 1 || k.RaftMultiplier > 10 {
+		return c.failf("cluster.raft_multiplier", "%d is out of range: choose from 1 to 10", k.RaftMultiplier)
 	}
 	return nil
 }

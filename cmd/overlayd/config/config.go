@@ -20,6 +20,10 @@ const (
 	DefaultMetrics = "127.0.0.1:9789"
 	DefaultPort    = 4789 // RFC 7348, section 8
 	DefaultTTL     = 64
+	// DefaultDataDir is where the control plane keeps its state, if it has no networks stated by hand.
+	DefaultDataDir = "/var/lib/overlayd"
+	DefaultControl = 7789 // TCP
+	DefaultGossip  = 7790 // TCP and UDP
 )
 
 // maxFile bounds the file, in bytes: enough for some hundred thousand static endpoints.
@@ -31,9 +35,11 @@ type Config struct {
 	Socket   string     `yaml:"socket"`  // of the local API
 	Metrics  string     `yaml:"metrics"` // host:port of the Prometheus endpoint; empty = off
 	Log      slog.Level `yaml:"log"`
-	Disable  []string   `yaml:"disable"` // features that stay off
-	Queues   int        `yaml:"queues"`  // 0 = chosen by the number of CPUs
+	Disable  []string   `yaml:"disable"`  // features that stay off
+	Queues   int        `yaml:"queues"`   // 0 = chosen by the number of CPUs
+	DataDir  string     `yaml:"data_dir"` // of the control plane; "" = the node takes part in no cluster
 	Underlay Underlay   `yaml:"underlay"`
+	Cluster  Cluster    `yaml:"cluster"`
 	Networks []Network  `yaml:"networks"`
 
 	file   string
@@ -46,6 +52,14 @@ type Underlay struct {
 	Addresses []netip.Addr `yaml:"addresses"` // at most one a family; default: the source of the route to the peers
 	TTL       int          `yaml:"ttl"`
 	Checksum  string       `yaml:"checksum"` // auto, on or off
+}
+
+// Cluster says how the nodes of a cluster talk to each other.
+type Cluster struct {
+	Listen         netip.Addr `yaml:"listen"`          // the only local address for both ports; zero = all
+	ControlPort    int        `yaml:"control_port"`    // TCP
+	GossipPort     int        `yaml:"gossip_port"`     // TCP and UDP
+	RaftMultiplier int        `yaml:"raft_multiplier"` // stretches all timeouts of Raft
 }
 
 // Network is one VXLAN network on this host.
@@ -73,6 +87,7 @@ func (c *Config) setDefaults() {
 	c.Socket = DefaultSocket
 	c.Metrics = DefaultMetrics
 	c.Underlay = Underlay{Port: DefaultPort, TTL: DefaultTTL, Checksum: "auto"}
+	c.Cluster = Cluster{ControlPort: DefaultControl, GossipPort: DefaultGossip, RaftMultiplier: 1}
 }
 
 func (n *Network) setDefaults() { n.Learning = true }
@@ -135,6 +150,11 @@ func Load(path string, overrides []Override, facts Facts) (*Config, error) {
 	return parse(path, data, overrides, facts)
 }
 
+// Defaults is Load for a host without a file.
+func Defaults(overrides []Override, facts Facts) (*Config, error) {
+	return parse("no configuration file", nil, overrides, facts)
+}
+
 // parse is Load for a file that has been read.
 func parse(file string, data []byte, overrides []Override, facts Facts) (*Config, error) {
 	c := &Config{file: file, places: make(map[string]place), Node: facts.Hostname}
@@ -146,6 +166,9 @@ func parse(file string, data []byte, overrides []Override, facts Facts) (*Config
 		if err := c.override(o); err != nil {
 			return nil, err
 		}
+	}
+	if _, stated := c.places["data_dir"]; !stated && len(c.Networks) == 0 {
+		c.DataDir = DefaultDataDir
 	}
 	if err := c.check(facts); err != nil {
 		return nil, err
@@ -180,4 +203,10 @@ func (c *Config) where(path string) (where string, flag bool) {
 		path = path[:max(strings.LastIndexAny(path, ".["), 0)]
 	}
 	return c.file, false
+}
+
+// NodeStated reports whether the name of the node was stated, and is not just that of the host.
+func (c *Config) NodeStated() bool {
+	_, ok := c.places["node"]
+	return ok
 }

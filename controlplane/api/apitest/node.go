@@ -23,6 +23,7 @@ type Content struct {
 	FDB      map[string][]*overlaydv1.FDBEntry // by network, sorted by MAC
 	Drops    []*overlaydv1.Drop
 	Samples  []*overlaydv1.DropSample // sorted by Seq
+	Cluster  api.Cluster              // nil: not offered
 }
 
 // Node is an api.Node with content of the test's choice.
@@ -50,7 +51,7 @@ func (n *Node) Serve(t testing.TB) (socket string, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv, err := api.NewServer(n, slog.New(slog.DiscardHandler))
+	srv, err := api.NewServer(n, n.c.Cluster, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -573,6 +573,7 @@ type Network struct {
 	FdbEntries    uint64                 `protobuf:"varint,13,opt,name=fdb_entries,json=fdbEntries,proto3" json:"fdb_entries,omitempty"`
 	Counters      *Counters              `protobuf:"bytes,14,opt,name=counters,proto3" json:"counters,omitempty"`
 	TapOverflow   uint64                 `protobuf:"varint,15,opt,name=tap_overflow,json=tapOverflow,proto3" json:"tap_overflow,omitempty"` // frames that the kernel dropped because the queue of the TAP was full
+	NetworkId     string                 `protobuf:"bytes,16,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`        // of the cluster's network that it is; empty for one that is stated in the node's configuration
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -710,6 +711,13 @@ func (x *Network) GetTapOverflow() uint64 {
 		return x.TapOverflow
 	}
 	return 0
+}
+
+func (x *Network) GetNetworkId() string {
+	if x != nil {
+		return x.NetworkId
+	}
+	return ""
 }
 
 // Traffic counts inner frames as they are on a wire, and their bytes without frame check sequence. A
@@ -1673,7 +1681,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x15\n" +
 	"\x13ListNetworksRequest\"H\n" +
 	"\x14ListNetworksResponse\x120\n" +
-	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\xa8\x03\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\xc7\x03\n" +
 	"\aNetwork\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x16\n" +
@@ -1692,7 +1700,9 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\vfdb_entries\x18\r \x01(\x04R\n" +
 	"fdbEntries\x121\n" +
 	"\bcounters\x18\x0e \x01(\v2\x15.overlayd.v1.CountersR\bcounters\x12!\n" +
-	"\ftap_overflow\x18\x0f \x01(\x04R\vtapOverflow\"7\n" +
+	"\ftap_overflow\x18\x0f \x01(\x04R\vtapOverflow\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x10 \x01(\tR\tnetworkId\"7\n" +
 	"\aTraffic\x12\x16\n" +
 	"\x06frames\x18\x01 \x01(\x04R\x06frames\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xe5\x03\n" +

@@ -1,0 +1,10 @@
+// Package cluster joins the control plane of a host to its VTEP, and is what the local API serves of both.
+//
+// A Follower brings to the VTEP what the control plane knows: a network is there as long as this host has endpoints on
+// it, with the other hosts that have some as its peers and their endpoints in its tables. It also remembers, in a file,
+// which interfaces were attached on this host, so that a restarted daemon finds them again. A Service answers the
+// requests of operators.
+//
+// Follower.Run is one goroutine, which takes the updates of the control plane in order and tries again what failed. The
+// other methods may be called by any number of goroutines; a mutex of the Follower serialises all changes of the VTEP.
+package cluster

@@ -1,0 +1,141 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1/peerv1connect"
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
+	"github.com/overlayd/overlayd/controlplane/identity"
+	"github.com/overlayd/overlayd/controlplane/wire"
+)
+
+const (
+	// callTimeout bounds one question to one manager.
+	callTimeout = 5 * time.Second
+	// pingAfter and pingTimeout find out that a connection is dead, such as after a partition.
+	pingAfter   = 5 * time.Second
+	pingTimeout = 5 * time.Second
+	// maxMessage bounds what a peer may answer in one message, in bytes.
+	maxMessage = 4 << 20
+)
+
+// tlsConn is a connection that knows who is at its other end.
+type tlsConn interface {
+	net.Conn
+	ConnectionState() tls.ConnectionState
+}
+
+// clients holds one HTTP client for each manager that was asked.
+type clients struct {
+	creds *identity.Current
+	mu    sync.Mutex
+	byKey map[manager]*http.Transport
+}
+
+func newClients(creds *identity.Current) *clients {
+	return &clients{creds: creds, byKey: map[manager]*http.Transport{}}
+}
+
+// peer returns a client for a manager: what answers at its address has to prove that it is the one.
+func (c *clients) peer(m manager) peerv1connect.PeerServiceClient {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.byKey[m]
+	if t == nil {
+		t = transport(func() *tls.Config {
+			return c.creds.ClientTLS(identity.Expect{NodeID: m.ID, Role: statev1.Role_ROLE_MANAGER})
+		})
+		c.byKey[m] = t
+	}
+	return peerv1connect.NewPeerServiceClient(&http.Client{Transport: t}, "https://"+m.Address, connect.WithReadMaxBytes(maxMessage))
+}
+
+func (c *clients) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.byKey {
+		t.CloseIdleConnections()
+	}
+	clear(c.byKey)
+}
+
+// transport speaks HTTP/2 over connections that are made with what config returns at that moment.
+func transport(config func() *tls.Config) *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	return &http.Transport{
+		Protocols: protocols,
+		HTTP2:     &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+		DialTLSContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			return wire.Dial(ctx, address, config(), protocolAPI)
+		},
+		IdleConnTimeout: time.Minute,
+	}
+}
+
+// managers returns where managers are to be asked, in random order: those of the state or, as long as there is none,
+// those that were named when this node joined. This node is not among them.
+func (m *member) managers() []manager {
+	var out []manager
+	for _, n := range m.node.replica.Nodes() {
+		if n.Role == statev1.Role_ROLE_MANAGER && n.Id != m.local.NodeID {
+			out = append(out, manager{ID: n.Id, Address: hostPort(n, n.ControlPort)})
+		}
+	}
+	if len(out) == 0 {
+		m.localMu.Lock()
+		for _, x := range m.local.Managers {
+			if x.ID != m.local.NodeID {
+				out = append(out, x)
+			}
+		}
+		m.localMu.Unlock()
+	}
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
+}
+
+// askManagers asks one manager after the other until one answers. Only that a manager cannot be reached or cannot
+// answer at the moment is a reason to ask the next one.
+func (m *member) askManagers(ctx context.Context, ask func(context.Context, peerv1connect.PeerServiceClient) error) error {
+	var errs []error
+	for _, x := range m.managers() {
+		err := m.askOne(ctx, x, ask)
+		if err == nil || !isTransient(err) || ctx.Err() != nil {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		return connect.NewError(connect.CodeUnavailable, errors.New("no other manager is known"))
+	}
+	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("no manager answers: %w", errors.Join(errs...)))
+}
+
+func (m *member) askOne(ctx context.Context, x manager, ask func(context.Context, peerv1connect.PeerServiceClient) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := ask(ctx, m.peers.peer(x)); err != nil {
+		return fmt.Errorf("manager %s: %w", x.Address, err)
+	}
+	return nil
+}
+
+// isTransient reports whether another manager, or the same one later, may give another answer.
+func isTransient(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeUnknown, connect.CodeCanceled, connect.CodeAborted:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,273 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
+	"github.com/overlayd/overlayd/controlplane/gossip"
+	"github.com/overlayd/overlayd/controlplane/identity"
+	"github.com/overlayd/overlayd/controlplane/wire"
+)
+
+// What is spoken on the control port, as TLS application protocols (RFC 7301).
+const (
+	protocolAPI  = "h2"
+	protocolRaft = "overlayd-raft-1"
+)
+
+// errGone ends a membership because the node left or was removed.
+var errGone = errors.New("this node is no member any more")
+
+// member is this node's part in one cluster.
+type member struct {
+	node  *Node
+	log   *slog.Logger
+	creds *identity.Current
+	peers *clients
+
+	localMu sync.Mutex // guards local, of which IDs, addresses and ports never change
+	local   *local
+
+	seat     atomic.Pointer[seat] // nil on a worker
+	role     chan struct{}        // capacity 1: look at the role again
+	differs  atomic.Bool          // another node has a different copy of the same index
+	wholeAt  time.Time            // when the whole was fetched for that; of the sync loop
+	behind   chan struct{}        // capacity 1: ask the managers
+	unsaved  chan struct{}        // capacity 1: the copy on disk is old
+	founding *statev1.Bootstrap   // the first command of the cluster that this node makes; nil = it exists
+	gone     chan struct{}        // closed when the node is no member any more
+	once     sync.Once            // closes gone
+	gossip   atomic.Pointer[gossip.Gossip]
+	raftTo   atomic.Pointer[streamLayer] // takes the Raft connections that come in
+}
+
+func newMember(n *Node, l *local, creds *identity.Credentials) *member {
+	m := &member{
+		node: n, local: l,
+		log:     n.log.With("cluster", l.ClusterID, "node", l.NodeID),
+		creds:   identity.NewCurrent(creds),
+		role:    make(chan struct{}, 1),
+		behind:  make(chan struct{}, 1),
+		unsaved: make(chan struct{}, 1),
+		gone:    make(chan struct{}),
+	}
+	m.peers = newClients(m.creds)
+	return m
+}
+
+// poke wakes the loop that waits for c.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// leave ends the membership.
+func (m *member) leave() { m.once.Do(func() { close(m.gone) }) }
+
+// run takes part in the cluster until ctx ends or something fails. It calls started once: with nil when the node
+// is reachable and, on a manager, Raft runs.
+func (m *member) run(ctx context.Context, started func(error)) (err error) {
+	told := false
+	tell := func(err error) {
+		if !told {
+			told = true
+			started(err)
+		}
+	}
+	defer func() { tell(err) }()
+
+	group, ctx := errgroup.WithContext(ctx)
+	listener, err := wire.Listen(wire.Config{
+		Address:   netip.AddrPortFrom(m.listen(), m.local.ControlPort),
+		TLS:       m.creds.ServerTLS(protocolAPI, protocolRaft),
+		Protocols: []string{protocolAPI, protocolRaft},
+		Check:     m.check,
+		Log:       m.log,
+	})
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return ended("the control port", listener.Run(ctx), ctx) })
+	server := &http.Server{
+		Handler: m.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	group.Go(func() error {
+		err := server.Serve(listener.Protocol(protocolAPI))
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("serve the control port: %w", err)
+	})
+	group.Go(func() error { <-ctx.Done(); return server.Close() })
+	group.Go(func() error { return m.acceptRaft(ctx, listener.Protocol(protocolRaft)) })
+
+	fail := func(err error) error {
+		group.Go(func() error { return err })
+		return group.Wait()
+	}
+	g, err := m.openGossip()
+	if err != nil {
+		return fail(err)
+	}
+	m.gossip.Store(g)
+	defer func() {
+		m.gossip.Store(nil)
+		err = errors.Join(err, g.Close())
+	}()
+	group.Go(func() error { return ended("the gossip", g.Run(ctx), ctx) })
+
+	if m.creds.Load().Role() == statev1.Role_ROLE_MANAGER {
+		if err := m.takeSeat(ctx); err != nil {
+			return fail(err)
+		}
+	}
+	if m.founding != nil {
+		if err := m.seat.Load().found(ctx, m.founding); err != nil {
+			return fail(errors.Join(err, ctx.Err()))
+		}
+		m.founding = nil
+	}
+	m.node.member.Store(m)
+	for name, loop := range map[string]func(context.Context) error{
+		"role": m.roleLoop, "sync": m.syncLoop, "copy": m.copyLoop, "keys": m.keysLoop, "renewal": m.renewLoop, "meet": m.meet,
+	} {
+		group.Go(func() error { return ended("the "+name+" loop", loop(ctx), ctx) })
+	}
+	group.Go(func() error {
+		select {
+		case <-m.gone:
+			return errGone
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	tell(nil)
+	poke(m.behind)
+	<-ctx.Done()
+	m.standUp()
+	m.peers.close()
+	err = group.Wait()
+	if errors.Is(err, errGone) {
+		return errors.Join(err, m.node.forget())
+	}
+	return err
+}
+
+// ended is what the end of a part means: nothing when all ends.
+func ended(part string, err error, ctx context.Context) error {
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		return nil
+	}
+	if err == nil {
+		return fmt.Errorf("%s ended by itself", part)
+	}
+	return err
+}
+
+// listen is the local address on which to listen: unless one is stated, all of the families of the candidates.
+func (m *member) listen() netip.Addr {
+	if a := m.node.cfg.Listen; a.IsValid() {
+		return a
+	}
+	if slices.ContainsFunc(m.local.Addresses, netip.Addr.Is6) {
+		return netip.IPv6Unspecified() // takes IPv4 as well
+	}
+	return netip.IPv4Unspecified()
+}
+
+// check says whether a connection is let in. Without a certificate it is, to join.
+func (m *member) check(cs tls.ConnectionState) error {
+	if len(cs.PeerCertificates) == 0 {
+		if cs.NegotiatedProtocol != protocolAPI {
+			return errors.New("it has no certificate of the cluster")
+		}
+		return nil
+	}
+	peer, err := identity.Peer(cs)
+	if err != nil {
+		return err
+	}
+	return m.admit(peer)
+}
+
+// admit says whether a node whose certificate is good may speak to this one: not after it was removed.
+func (m *member) admit(peer identity.Identity) error {
+	r := m.node.replica
+	if peer.NodeID == m.local.NodeID || r.Index() == 0 {
+		return nil
+	}
+	if s := m.seat.Load(); s != nil {
+		if s.store.Index() == 0 || s.store.Node(peer.NodeID) != nil {
+			return nil
+		}
+	} else if r.Node(peer.NodeID) != nil {
+		return nil
+	} else if peer.Role == statev1.Role_ROLE_MANAGER {
+		return nil // this copy may be older than that manager
+	}
+	return fmt.Errorf("node %s is no member of the cluster", peer.NodeID)
+}
+
+// roleLoop takes and leaves the seat among the managers as the state says.
+func (m *member) roleLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-m.role:
+		case <-ctx.Done():
+			return nil
+		}
+		self := m.node.replica.Node(m.local.NodeID)
+		switch {
+		case m.node.replica.Index() < max(m.local.Joined, 1): // from before this node was a member
+		case self == nil:
+			m.log.Warn("this node was removed from the cluster: it forgets its keys and stops forwarding for it")
+			m.leave()
+		case self.Role != m.creds.Load().Role():
+			if err := m.changeRole(ctx, self.Role); err != nil {
+				m.log.Warn("cannot change the role of this node yet", "role", self.Role, "error", err)
+				time.AfterFunc(2*time.Second, func() { poke(m.role) })
+			}
+		}
+	}
+}
+
+// changeRole gets a certificate with the new role and takes or leaves the seat.
+func (m *member) changeRole(ctx context.Context, role statev1.Role) error {
+	if role != statev1.Role_ROLE_MANAGER {
+		m.standUp()
+		if err := os.RemoveAll(m.node.cfg.raftDir()); err != nil {
+			return err
+		}
+	}
+	if err := m.renew(ctx); err != nil {
+		return err
+	}
+	if got := m.creds.Load().Role(); got != role {
+		return fmt.Errorf("the managers issued a certificate for the role %v, and %v is due", got, role)
+	}
+	if role == statev1.Role_ROLE_MANAGER {
+		if err := m.takeSeat(ctx); err != nil {
+			return err
+		}
+	}
+	m.log.Info("the role of this node changed", "role", role)
+	return nil
+}

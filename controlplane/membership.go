@@ -1,0 +1,310 @@
+package controlplane
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1"
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1/peerv1connect"
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
+	"github.com/overlayd/overlayd/controlplane/identity"
+)
+
+const (
+	// firstLeader bounds the wait of Init for the only manager to lead.
+	firstLeader = 30 * time.Second
+	// nameField is the field of a refusal that is about the name of a node that joins.
+	nameField = "add_node.node.name"
+	// secretLen is the length of a key of the gossip, in bytes: AES-256.
+	secretLen = 32
+)
+
+// Options say how this node is to appear in a cluster.
+type Options struct {
+	Name      string       // unique among the nodes
+	Addresses []netip.Addr // candidate underlay addresses, the preferred one first
+}
+
+// Tokens let hosts join. Keep them secret.
+type Tokens struct {
+	Worker, Manager string
+}
+
+// Init makes a cluster with this node as its first manager.
+func (n *Node) Init(ctx context.Context, o Options) (Tokens, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l, err := n.newLocal(o)
+	if err != nil {
+		return Tokens{}, err
+	}
+	l.ClusterID = identity.NewID()
+	now := time.Now()
+	authority, err := identity.NewAuthority(l.ClusterID, now)
+	if err != nil {
+		return Tokens{}, err
+	}
+	key, err := identity.NewKey()
+	if err != nil {
+		return Tokens{}, err
+	}
+	csr, err := key.CSR()
+	if err != nil {
+		return Tokens{}, err
+	}
+	cert, err := authority.Issue(csr, l.NodeID, statev1.Role_ROLE_MANAGER, now)
+	if err != nil {
+		return Tokens{}, err
+	}
+	creds, err := identity.NewCredentials(key, cert, authority.CertificateDER())
+	if err != nil {
+		return Tokens{}, err
+	}
+	secrets := &statev1.Secrets{
+		CaCertificate: authority.CertificateDER(), CaKey: authority.KeyDER(),
+		WorkerToken: identity.NewSecret(), ManagerToken: identity.NewSecret(),
+		GossipKeys: [][]byte{newGossipKey()},
+	}
+	l.GossipKeys = secrets.GossipKeys
+	if err := creds.Save(n.cfg.identityDir()); err != nil {
+		return Tokens{}, errors.Join(fmt.Errorf("save the identity of this node: %w", err), n.forget())
+	}
+	m := newMember(n, l, creds)
+	m.founding = &statev1.Bootstrap{ClusterId: l.ClusterID, Node: l.wire(n.cfg.VXLANPort, creds, statev1.Role_ROLE_MANAGER), Secrets: secrets}
+	if err := n.start(ctx, m); err != nil {
+		return Tokens{}, fmt.Errorf("make a cluster: %w", err)
+	}
+	return tokensOf(secrets)
+}
+
+// found makes Raft begin with this node as its only server, and with the first command.
+func (s *seat) found(ctx context.Context, b *statev1.Bootstrap) error {
+	ctx, cancel := context.WithTimeout(ctx, firstLeader)
+	defer cancel()
+	if err := s.raft.Bootstrap(); err != nil {
+		return err
+	}
+	return retry(ctx, func() error {
+		_, err := s.propose(ctx, &statev1.Command{Kind: &statev1.Command_Bootstrap{Bootstrap: b}})
+		if _, refused := errors.AsType[Refusal](err); err == nil || refused {
+			return err
+		}
+		return unavailable(err)
+	})
+}
+
+// Join enters the cluster that a token is of, through the first of its managers at remotes, each host:port, that
+// answers. The role comes from the token.
+func (n *Node) Join(ctx context.Context, token string, remotes []string, o Options) (*statev1.Node, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l, err := n.newLocal(o)
+	if err != nil {
+		return nil, err
+	}
+	t, err := identity.ParseToken(token)
+	if err != nil {
+		return nil, err
+	}
+	if len(remotes) == 0 {
+		return nil, errors.New("no manager is named: state the host:port of the control port of one or more")
+	}
+	key, err := identity.NewKey()
+	if err != nil {
+		return nil, err
+	}
+	csr, err := key.CSR()
+	if err != nil {
+		return nil, err
+	}
+	req := &peerv1.JoinRequest{TokenSecret: t.Secret, CertificateRequest: csr, Node: l.wire(n.cfg.VXLANPort, nil, statev1.Role_ROLE_UNSPECIFIED)}
+	res, err := joinAny(ctx, t, remotes, req)
+	if r, refused := errors.AsType[Refusal](err); refused && r.Kind == statev1.Error_KIND_EXISTS && r.Field == nameField && o.Name == "" {
+		// Hosts made from one image may share their name, and nobody asked for this one.
+		l.Name = fmt.Sprintf("%.56s-%.6s", l.Name, l.NodeID)
+		req.Node.Name = l.Name
+		res, err = joinAny(ctx, t, remotes, req)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := t.VerifyCA(res.CaCertificate); err != nil {
+		return nil, err
+	}
+	creds, err := identity.NewCredentials(key, res.Certificate, res.CaCertificate)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate that the manager issued: %w", err)
+	}
+	if creds.NodeID() != l.NodeID {
+		return nil, fmt.Errorf("the manager issued a certificate for node %s to node %s", creds.NodeID(), l.NodeID)
+	}
+	l.ClusterID, l.GossipKeys, l.Managers = creds.ClusterID(), res.GossipKeys, managersFromWire(res.Managers)
+	l.Joined = res.Node.GetIndex()
+	if err := creds.Save(n.cfg.identityDir()); err != nil {
+		return nil, errors.Join(fmt.Errorf("save the identity of this node: %w", err), n.forget())
+	}
+	m := newMember(n, l, creds)
+	if err := n.start(ctx, m); err != nil {
+		// The cluster knows this node already, and would wait for it.
+		m.withdraw(res)
+		return nil, fmt.Errorf("join the cluster: %w", err)
+	}
+	if !m.await(ctx, l.Joined) { // so that what follows on this node sees the cluster
+		return nil, fmt.Errorf("this node has joined, but has not received the state of the cluster yet: %w; see `overlayctl cluster status`", cmp.Or(ctx.Err(), errGone))
+	}
+	return res.Node, nil
+}
+
+// joinAny asks one manager after the other.
+func joinAny(ctx context.Context, t identity.Token, remotes []string, req *peerv1.JoinRequest) (*peerv1.JoinResponse, error) {
+	var errs []error
+	for _, remote := range remotes {
+		if _, _, err := net.SplitHostPort(remote); err != nil {
+			remote = net.JoinHostPort(remote, strconv.Itoa(DefaultControlPort))
+		}
+		tr := transport(func() *tls.Config { return identity.JoinTLS(t) })
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		res, err := peerv1connect.NewJoinServiceClient(&http.Client{Transport: tr}, "https://"+remote, connect.WithReadMaxBytes(maxMessage)).Join(ctx, proto.CloneOf(req))
+		cancel()
+		tr.CloseIdleConnections()
+		if err == nil {
+			return res, nil
+		}
+		if r, refused := errors.AsType[Refusal](fromWire(err)); refused {
+			return nil, r
+		}
+		err = fmt.Errorf("join through %s: %w", remote, err)
+		if !isTransient(err) {
+			return nil, err
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// withdraw takes this node out of the cluster again, as far as that is possible.
+func (m *member) withdraw(res *peerv1.JoinResponse) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	req := &peerv1.ProposeRequest{Command: &statev1.Command{Kind: &statev1.Command_RemoveNode{RemoveNode: &statev1.RemoveNode{Id: res.Node.GetId(), Force: true}}}}
+	if err := complete(req.Command); err != nil {
+		return
+	}
+	if err := m.askManagers(ctx, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+		_, err := p.Propose(ctx, req)
+		return err
+	}); err != nil {
+		m.log.Warn("this node did not join, and could not take itself out of the cluster's list: run `overlayctl node rm --force` on a manager", "error", err)
+	}
+}
+
+// Leave takes this node out of its cluster and forgets its keys. It is refused while endpoints are on the node, and
+// for a manager that the others cannot do without. With force it happens all the same, also when nobody answers.
+func (n *Node) Leave(ctx context.Context, force bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m, err := n.current()
+	if err != nil {
+		return err
+	}
+	if err := m.resign(ctx, force); err != nil {
+		if !force {
+			return err
+		}
+		m.log.Warn("left without the consent of the managers: run `overlayctl node rm --force` on one of them", "error", err)
+	}
+	if g := m.gossip.Load(); g != nil {
+		if err := g.Leave(time.Second); err != nil {
+			m.log.Debug("the others were not told that this node goes", "error", err)
+		}
+	}
+	m.leave()
+	for n.member.Load() == m { // Run notices
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (m *member) resign(ctx context.Context, force bool) error {
+	if m.seat.Load() != nil && !force {
+		managers := 0
+		for _, n := range m.node.replica.Nodes() {
+			if n.Role == statev1.Role_ROLE_MANAGER {
+				managers++
+			}
+		}
+		if managers == 1 {
+			return Refusal{Kind: statev1.Error_KIND_REFUSED, Message: "this is the last manager, and with it the cluster's state is lost: promote another node first, or use --force"}
+		}
+	}
+	_, err := m.propose(ctx, &statev1.Command{Kind: &statev1.Command_RemoveNode{RemoveNode: &statev1.RemoveNode{Id: m.local.NodeID, Force: force}}})
+	return err
+}
+
+func (n *Node) newLocal(o Options) (*local, error) {
+	if n.member.Load() != nil {
+		return nil, ErrMember
+	}
+	if err := checkAddresses(o.Addresses); err != nil {
+		return nil, fmt.Errorf("advertise: %w", err)
+	}
+	name := o.Name
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("read the host name: %w", err)
+		}
+		name = plainName(name)
+	}
+	return &local{
+		NodeID: identity.NewID(), Name: name, Addresses: o.Addresses,
+		ControlPort: n.cfg.ControlPort, GossipPort: n.cfg.GossipPort,
+	}, nil
+}
+
+// plainName makes a node's name of a host name: its first label, in the letters that names may have.
+func plainName(host string) string {
+	host, _, _ = strings.Cut(strings.ToLower(host), ".")
+	host = strings.Trim(strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, host), "-")
+	if host == "" {
+		return "node"
+	}
+	return strings.TrimRight(fmt.Sprintf("%.63s", host), "-")
+}
+
+// wire is this node as the state has it.
+func (l *local) wire(vxlan uint16, creds *identity.Credentials, role statev1.Role) *statev1.Node {
+	n := &statev1.Node{
+		Id: l.NodeID, Name: l.Name, Role: role, Availability: statev1.Availability_AVAILABILITY_ACTIVE,
+		ControlPort: uint32(l.ControlPort), GossipPort: uint32(l.GossipPort), VxlanPort: uint32(vxlan),
+	}
+	for _, a := range l.Addresses {
+		n.Addresses = append(n.Addresses, a.String())
+	}
+	if creds != nil {
+		n.PublicKey = creds.PublicKey()
+	}
+	return n
+}

@@ -1,0 +1,402 @@
+package controlplane
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1"
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1/peerv1connect"
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
+	"github.com/overlayd/overlayd/controlplane/gossip"
+	"github.com/overlayd/overlayd/controlplane/identity"
+	"github.com/overlayd/overlayd/controlplane/state"
+)
+
+const (
+	// syncEvery is how often a worker asks a manager whether it missed something, beside what gossip tells it.
+	syncEvery = 30 * time.Second
+	// syncPause is the least time between two such questions.
+	syncPause = 100 * time.Millisecond
+	// wholeEvery is the least time between two fetches of the whole state because copies differ.
+	wholeEvery = time.Minute
+	// saveEvery is the least time between two writes of the copy to disk.
+	saveEvery = 2 * time.Second
+	// gossipPayload is what a UDP payload may have, in bytes, as long as nobody has proven that the paths carry more:
+	// IPv6 guarantees packets of 1280 (RFC 8200, section 5), of which 48 are headers.
+	gossipPayload = 1280 - 40 - 8
+)
+
+// errSigner means that a gossip message was signed by a node that is no manager as far as this one knows.
+var errSigner = errors.New("its signer is no manager that this node knows")
+
+// spread applies a batch that this manager has from Raft to its copy and, on the leader, tells the other nodes.
+func (m *member) spread(b *statev1.Batch, s *seat) {
+	if err := m.apply(b); err != nil {
+		// The copy is older than the log that Raft replays, or of another line.
+		if err = m.reload(s.store); err != nil {
+			m.log.Error("cannot bring the copy of the state in line with Raft", "error", err)
+		}
+	}
+	g := m.gossip.Load()
+	if g == nil || s.raft == nil || !s.raft.IsLeader() {
+		return
+	}
+	if err := s.announce(g, b); err != nil {
+		// Too big, or too many at once: the others are told that there is something, and ask.
+		if err := g.Announce(); err != nil {
+			m.log.Debug("a change goes without an announcement; the others notice later", "index", b.Index, "error", err)
+		}
+	}
+}
+
+func (s *seat) announce(g *gossip.Gossip, b *statev1.Batch) error {
+	s.batchMu.Lock()
+	defer s.batchMu.Unlock()
+	data, err := proto.Marshal(b)
+	if err != nil {
+		return err
+	}
+	creds := s.member.creds.Load()
+	signature, err := creds.Sign(data)
+	if err != nil {
+		return err
+	}
+	message, err := proto.Marshal(&statev1.SignedBatch{Batch: data, Signer: creds.NodeID(), Signature: signature})
+	if err != nil {
+		return err
+	}
+	return g.Broadcast(message)
+}
+
+// deliver takes a message of the gossip: transport, and not authority. What no manager signed is dropped. It reports
+// whether others should get it too.
+func (m *member) deliver(message []byte) (spread bool) {
+	b, err := m.verify(message)
+	if errors.Is(err, errSigner) {
+		poke(m.behind) // this copy may be older than that manager
+		m.log.Debug("dropped a gossip message", "error", err)
+		return false
+	}
+	if err != nil {
+		m.log.Warn("dropped a gossip message", "error", err)
+		return false
+	}
+	known := m.node.replica.Index() >= b.Index
+	if err := m.apply(b); errors.Is(err, state.ErrGap) {
+		if errors.Is(err, state.ErrDiverged) {
+			m.differs.Store(true)
+		}
+		poke(m.behind)
+	} else if err != nil {
+		m.log.Warn("dropped a gossip message", "error", err)
+		return false
+	}
+	return !known
+}
+
+// onBehind takes the word of another node that it knows more, or at the same index something else.
+func (m *member) onBehind(_ string, theirs gossip.Digest) {
+	if theirs.Index == m.node.replica.Index() {
+		m.differs.Store(true)
+	}
+	poke(m.behind)
+}
+
+func (m *member) verify(message []byte) (*statev1.Batch, error) {
+	signed := new(statev1.SignedBatch)
+	if err := proto.Unmarshal(message, signed); err != nil {
+		return nil, fmt.Errorf("it cannot be decoded: %w", err)
+	}
+	signer := m.node.replica.Node(signed.Signer)
+	if signer == nil || signer.Role != statev1.Role_ROLE_MANAGER {
+		return nil, fmt.Errorf("%w: %q", errSigner, signed.Signer)
+	}
+	if err := identity.VerifySignature(signer.PublicKey, signed.Batch, signed.Signature); err != nil {
+		return nil, fmt.Errorf("the signature in the name of %s: %w", signer.Name, err)
+	}
+	b := new(statev1.Batch)
+	if err := proto.Unmarshal(signed.Batch, b); err != nil {
+		return nil, fmt.Errorf("the batch cannot be decoded: %w", err)
+	}
+	if b.ClusterId != m.local.ClusterID {
+		return nil, fmt.Errorf("it is of cluster %s", b.ClusterId)
+	}
+	return b, nil
+}
+
+// apply brings the copy forward by one batch.
+func (m *member) apply(b *statev1.Batch) error {
+	var err error
+	m.node.hub.change(func() (uint64, []*statev1.Delta) {
+		var applied bool
+		if applied, err = m.node.replica.Apply(b); !applied {
+			return m.node.replica.Index(), nil
+		}
+		return b.Index, b.Deltas
+	})
+	if err == nil {
+		m.changed()
+	}
+	return err
+}
+
+// changed tells the loops that the copy is another one.
+func (m *member) changed() {
+	poke(m.role)
+	poke(m.unsaved)
+}
+
+// reload makes the copy what the Raft store of this manager is, unless that is the older of the two: while Raft
+// replays its log after a start, nothing may vanish that is forwarded already.
+func (m *member) reload(s *state.Store) error {
+	if s.ClusterID() == "" || s.Index() < m.node.replica.Index() {
+		return nil
+	}
+	return m.mirror(s)
+}
+
+// mirror makes the copy what a store is.
+func (m *member) mirror(s *state.Store) error {
+	r, w := io.Pipe()
+	go func() { // ends with the pipe
+		_, err := s.PublicSnapshot().WriteTo(w)
+		w.CloseWithError(err)
+	}()
+	defer r.Close()
+	return m.load(r)
+}
+
+// load replaces the copy.
+func (m *member) load(r io.Reader) error {
+	var err error
+	m.node.hub.change(func() (uint64, []*statev1.Delta) {
+		var deltas []*statev1.Delta
+		deltas, err = m.node.replica.Load(bufio.NewReader(r))
+		return m.node.replica.Index(), deltas
+	})
+	if err == nil {
+		m.changed()
+	}
+	return err
+}
+
+// syncLoop keeps a worker's copy in line with the managers. Managers have Raft for that.
+func (m *member) syncLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-m.behind:
+		case <-time.After(jitter(syncEvery)):
+		case <-ctx.Done():
+			return nil
+		}
+		if m.seat.Load() != nil {
+			continue
+		}
+		if err := m.sync(ctx); err != nil && ctx.Err() == nil {
+			m.log.Debug("cannot ask the managers what is new", "error", err)
+		}
+		select {
+		case <-time.After(syncPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// jitter spreads what many nodes do at the same interval.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// sync asks one manager for everything that this node's copy lacks.
+func (m *member) sync(ctx context.Context) error {
+	// Copies of the same index that differ are a fault of one of them. To fetch the whole is dear, and any node can claim
+	// that its copy differs, so it is not done often.
+	whole := m.differs.Swap(false) && time.Since(m.wholeAt) > wholeEvery
+	if whole {
+		m.wholeAt = time.Now()
+		m.log.Warn("another node has a different copy of the same state: fetching all of it anew")
+	}
+	return m.askManagers(ctx, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+		stream, err := p.Sync(ctx, &peerv1.SyncRequest{Since: m.node.replica.Index(), Whole: whole})
+		if err != nil {
+			return err
+		}
+		defer stream.Close()
+		var snapshot *snapshotReader
+		for stream.Receive() {
+			switch msg := stream.Msg(); {
+			case msg.Batch != nil:
+				if msg.Batch.ClusterId != m.local.ClusterID {
+					return fmt.Errorf("the batch is of cluster %s", msg.Batch.ClusterId)
+				}
+				if err := m.apply(msg.Batch); err != nil {
+					return err
+				}
+			case len(msg.Snapshot) > 0:
+				snapshot = &snapshotReader{stream: stream, rest: msg.Snapshot}
+				if err := m.load(snapshot); err != nil {
+					return err
+				}
+			}
+		}
+		return stream.Err()
+	})
+}
+
+// snapshotReader reads the snapshot that a stream carries.
+type snapshotReader struct {
+	stream interface {
+		Receive() bool
+		Msg() *peerv1.SyncResponse
+		Err() error
+	}
+	rest []byte
+}
+
+func (r *snapshotReader) Read(b []byte) (int, error) {
+	for len(r.rest) == 0 {
+		if !r.stream.Receive() {
+			if err := r.stream.Err(); err != nil {
+				return 0, err
+			}
+			return 0, io.EOF
+		}
+		r.rest = r.stream.Msg().Snapshot
+	}
+	n := copy(b, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// copyLoop writes the copy to disk after changes, so that the next start can forward before it has asked anyone.
+func (m *member) copyLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-m.unsaved:
+		case <-ctx.Done():
+			return nil
+		}
+		if err := m.node.saveCopy(); err != nil {
+			m.log.Warn("cannot save the local copy of the state; a restart will have to wait for a manager", "error", err)
+		}
+		select {
+		case <-time.After(saveEvery):
+		case <-ctx.Done():
+			select {
+			case <-m.unsaved:
+				return m.node.saveCopy()
+			default:
+				return nil
+			}
+		}
+	}
+}
+
+func (n *Node) saveCopy() (err error) {
+	if n.replica.Index() == 0 {
+		return nil
+	}
+	file := n.cfg.copyFile()
+	f, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*")
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(f)
+	_, err = n.replica.WriteTo(w)
+	// Without a sync: what a power cut damages is noticed by its checksum and fetched anew.
+	if err = errors.Join(err, w.Flush(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return os.Rename(f.Name(), file)
+}
+
+func (n *Node) loadCopy() error {
+	f, err := os.Open(n.cfg.copyFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err = n.replica.Load(bufio.NewReader(f)); err != nil {
+		return fmt.Errorf("%s: %w", n.cfg.copyFile(), err)
+	}
+	return nil
+}
+
+// openGossip starts the gossip of this membership.
+func (m *member) openGossip() (*gossip.Gossip, error) {
+	m.localMu.Lock()
+	keys := m.local.GossipKeys
+	m.localMu.Unlock()
+	return gossip.New(gossip.Config{
+		NodeID: m.local.NodeID, Cluster: m.local.ClusterID,
+		Bind:       []netip.AddrPort{netip.AddrPortFrom(m.listen(), m.local.GossipPort)},
+		Advertise:  netip.AddrPortFrom(m.local.Addresses[0], m.local.GossipPort),
+		Keys:       keys,
+		PacketSize: func() int { return gossipPayload },
+		Deliver:    m.deliver,
+		State: func() gossip.Digest {
+			return gossip.Digest{Index: m.node.replica.Index(), Sum: sumOf(m.node.replica.Digest())}
+		},
+		Behind: m.onBehind,
+		Events: func(e gossip.Event) {
+			m.log.Info("gossip", "peer", e.NodeID, "event", e.Kind)
+		},
+		Rejoin: m.gossipManagers,
+		Log:    m.log,
+	})
+}
+
+// meet joins the gossip of the managers as soon as this node knows where they are.
+func (m *member) meet(ctx context.Context) error {
+	for {
+		if to := m.gossipManagers(); len(to) > 0 {
+			if _, err := m.gossip.Load().Join(to); err != nil && ctx.Err() == nil {
+				m.log.Debug("cannot reach the gossip of some managers yet", "error", err)
+			}
+			break
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	<-ctx.Done() // from here on the gossip looks after itself
+	return nil
+}
+
+// sumOf is one number for the digests of all networks.
+func sumOf(digests map[uint32]uint64) uint64 {
+	var sum uint64
+	for _, d := range digests {
+		sum += d // of networks, in no order
+	}
+	return sum
+}
+
+// gossipManagers returns where the gossip of the managers is.
+func (m *member) gossipManagers() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, n := range m.node.replica.Nodes() {
+		if n.Role != statev1.Role_ROLE_MANAGER || n.Id == m.local.NodeID {
+			continue
+		}
+		if a, err := netip.ParseAddrPort(hostPort(n, n.GossipPort)); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
