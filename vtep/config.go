@@ -35,15 +35,53 @@ const (
 	ChecksumOff // IPv4 only; over IPv6 the checksum is always there (RFC 8200, section 8.1)
 )
 
-// Network is one VNI on this host.
+// Network is one VNI on this host. Its TAP is an interface of the host, with addresses of its own, or, with
+// Sandbox, the uplink of a bridge in a network namespace of its own, to which containers are attached.
 type Network struct {
 	Name        string
 	VNI         addr.VNI
-	Device      string         // name of the TAP
-	Addresses   []netip.Prefix // given to the TAP
+	Device      string         // name of the TAP; in a sandbox, where it has a default, it need not be stated
+	Addresses   []netip.Prefix // given to the TAP; none in a sandbox
 	Peers       []netip.Addr   // member VTEPs; BUM frames go to each
 	Learning    bool           // learn MAC to VTEP from received frames
 	AllowNested bool           // let VXLAN inside VXLAN pass
 	MTU         mtu.OverlayMTU // 0 = derived from the underlay
 	Mappings    []addr.Mapping // static entries: never learned over, never aged
+
+	Sandbox bool // the TAP lives in a network namespace of its own, on a bridge for containers
+	// Isolate drops frames whose source MAC or IP is not registered behind the VTEP, or on this side of the
+	// TAP, that they come from: see SetMapping and Attach. In a sandbox the bridge then knows only the stations
+	// that are attached.
+	Isolate bool
+	// Gateways are addresses that the bridge of the sandbox answers for, on every host alike, so that the
+	// default route of a container leads somewhere. At most one of each family.
+	Gateways []netip.Addr
+	// FloodRate is how many broadcast, unknown unicast and multicast frames a second are taken from the TAP to
+	// be replicated; 0 = 1000 in a sandbox and no limit otherwise.
+	FloodRate int
+	// FloodBurst is how many of them may come at once; 0 = twice FloodRate.
+	FloodBurst int
+}
+
+// Attachment says how a container is to be connected to a network with a sandbox.
+type Attachment struct {
+	ID        string         // of the endpoint: names it in Detach, and across restarts; up to 64 letters and digits
+	Name      string         // for people
+	NetNS     string         // network namespace of the container: a name in /run/netns, or a path
+	Interface string         // name of the interface in there; "" = the first of eth0, eth1 and so on that is free
+	MAC       addr.MAC       // of that interface
+	Addresses []netip.Prefix // of that interface
+	Gateways  []netip.Addr   // default routes lead there, at most one of each family; each must be on-link by one of Addresses
+}
+
+// Attached is an attachment as it is now.
+type Attached struct {
+	ID, Name  string
+	NetNS     string
+	Interface string // the name that it has got
+	MAC       addr.MAC
+	Addresses []netip.Prefix
+	Gateways  []netip.Addr
+	MTU       mtu.OverlayMTU // of the interface
+	Problem   string         // what is not as it was asked for; "" when nothing is known against it
 }

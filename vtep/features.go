@@ -18,6 +18,7 @@ const (
 	FeatureUDPBatch      = "udp-batch"           // recvmmsg and sendmmsg with more than one message
 	FeatureSourcePorts   = "source-port-entropy" // a pool of source ports
 	FeatureGSOMaxSize    = "gso-max-size"        // TCP superframes sized to fit one send
+	FeatureTunnelGSO     = "tunnel-gso"          // TCP superframes handed to the underlay device uncut
 )
 
 // FeatureNames returns the names of all features, in the order in which they are listed.
@@ -25,6 +26,7 @@ func FeatureNames() []string {
 	return []string{
 		FeatureTAPVNet, FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue,
 		FeatureUDPGSO, FeatureUDPGRO, FeatureUDPBatch, FeatureSourcePorts, FeatureGSOMaxSize,
+		FeatureTunnelGSO,
 	}
 }
 

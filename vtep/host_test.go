@@ -7,14 +7,22 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/dataplane/fdb"
+	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 // A VTEP that runs has goroutines on several threads, and each asks netlink in the network namespace of the
@@ -35,10 +43,16 @@ func TestMain(m *testing.M) {
 
 // request says what the child is to do.
 type request struct {
-	Op     string
-	Config *Config
-	Name   string
-	After  uint64
+	Op      string
+	Config  *Config
+	Name    string // of a network
+	After   uint64
+	Network *Network
+	Peers   []netip.Addr
+	Mapping *addr.Mapping
+	Attach  *Attachment
+	ID      string
+	VNIs    []addr.VNI
 }
 
 // response is what came of it; what is filled in depends on the request.
@@ -53,6 +67,10 @@ type response struct {
 	Drops    []DropCount
 	Samples  []DropSample
 	Text     string
+	Attached []Attached
+	IDs      []string
+	VNIs     []addr.VNI
+	Number   int
 }
 
 // served is the VTEP of a child.
@@ -92,6 +110,9 @@ func serveHost(in io.Reader, out io.Writer) {
 			case errors.Is(err, ErrNoNetwork):
 				a.Kind = "no network"
 			}
+			if errors.Is(err, link.ErrNoNamespace) {
+				a.Kind = "no namespace"
+			}
 		}
 		if responses.Encode(&a) != nil {
 			return
@@ -129,6 +150,37 @@ func (s *served) do(q *request, a *response) (err error) {
 		a.Drops = s.v.Drops()
 	case "samples":
 		a.Samples = s.v.Samples(q.After)
+	case "add":
+		err = s.v.AddNetwork(*q.Network)
+	case "remove":
+		err = s.v.RemoveNetwork(q.Name)
+	case "set peers":
+		err = s.v.SetPeers(q.Name, q.Peers)
+	case "map":
+		err = s.v.SetMapping(q.Name, *q.Mapping)
+	case "unmap":
+		err = s.v.RemoveMapping(q.Name, q.Mapping.MAC)
+	case "attach":
+		a.Attached = make([]Attached, 1)
+		a.Attached[0], err = s.v.Attach(q.Name, *q.Attach)
+	case "detach":
+		err = s.v.Detach(q.Name, q.ID)
+	case "attachments":
+		a.Attached = s.v.Attachments(q.Name)
+	case "unclaimed":
+		a.IDs, err = s.v.Unclaimed(q.Name)
+	case "orphans":
+		a.VNIs, err = s.v.Orphans()
+	case "remove orphans":
+		a.VNIs, err = s.v.RemoveOrphans(q.VNIs)
+	case "reconcile":
+		a.Number, err = s.v.Reconcile()
+	case "spoil":
+		err = s.spoil(q)
+	case "churn":
+		err = s.churn(q)
+	case "count goroutines":
+		a.Number = runtime.NumGoroutine()
 	case "log":
 		s.logMu.Lock()
 		a.Text = s.log.String()
@@ -143,6 +195,61 @@ func (s *served) do(q *request, a *response) (err error) {
 	return err
 }
 
+// spoil does to the tables what nobody should be able to.
+func (s *served) spoil(q *request) error {
+	n, err := s.v.named(q.Name)
+	if err != nil {
+		return err
+	}
+	for _, ip := range q.Mapping.IPs {
+		n.fwd.Neighbors.Delete(ip)
+	}
+	n.fwd.FDB.Delete(q.Mapping.MAC)
+	if q.ID == "stray" {
+		n.fwd.FDB.SetStatic(addr.MAC{2, 0xba}, fdb.Local)
+		n.fwd.Neighbors.Set(netip.MustParseAddr("10.42.0.99"), addr.MAC{2, 0xba})
+	}
+	return nil
+}
+
+// churn changes everything about networks of its own from several goroutines at once.
+func (s *served) churn(q *request) error {
+	errs := make(chan error)
+	const workers, rounds = 3, 3
+	for w := range workers {
+		go func() {
+			errs <- s.churnOne(w, rounds, q.Peers)
+		}()
+	}
+	var all []error
+	for range workers {
+		all = append(all, <-errs)
+	}
+	return errors.Join(all...)
+}
+
+func (s *served) churnOne(w, rounds int, peers []netip.Addr) error {
+	for i := range rounds {
+		name := fmt.Sprintf("churn%d", w)
+		n := Network{Name: name, VNI: addr.VNI(5000 + w), Sandbox: true, Isolate: true, Peers: peers}
+		mac := addr.MAC{2, 0xcc, byte(w), byte(i)}
+		m := addr.Mapping{MAC: mac, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 50, byte(w), byte(i)})}, VTEP: peers[0]}
+		blue := m
+		blue.IPs = []netip.Addr{netip.AddrFrom4([4]byte{10, 42, byte(1 + w), byte(i)})}
+		err := errors.Join(s.v.AddNetwork(n), s.v.SetMapping(name, m), s.v.SetMapping("blue", blue), s.v.SetPeers(name, nil), s.v.SetPeers(name, peers))
+		s.v.Networks()
+		s.v.Status()
+		s.v.Peers()
+		s.v.Drops()
+		_, err2 := s.v.FDB("blue")
+		_, err3 := s.v.Reconcile()
+		if err := errors.Join(err, err2, err3, s.v.RemoveMapping(name, mac), s.v.RemoveMapping("blue", mac), s.v.RemoveNetwork(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // descriptors counts what this process has open of the kinds that a VTEP opens.
 func descriptors() (string, error) {
 	fds, err := os.ReadDir("/proc/self/fd")
@@ -152,7 +259,7 @@ func descriptors() (string, error) {
 		if err != nil {
 			continue // that of the folder itself
 		}
-		for _, kind := range []string{"socket:", "/dev/net/tun", "anon_inode:[eventfd]", "anon_inode:[eventpoll]"} {
+		for _, kind := range []string{"socket:", "/dev/net/tun", "net:", "/run/netns", "anon_inode:[eventfd]", "anon_inode:[eventpoll]"} {
 			if strings.HasPrefix(to, kind) {
 				kinds[kind]++
 			}
@@ -163,10 +270,11 @@ func descriptors() (string, error) {
 
 // host is a child as the test sees it.
 type host struct {
-	t    *testing.T
-	in   *json.Encoder
-	out  *json.Decoder
-	kill func()
+	t      *testing.T
+	in     *json.Encoder
+	out    *json.Decoder
+	kill   func() // as kill -9 does
+	killed *atomic.Bool
 }
 
 // startHost starts a child in the namespace that the test is in.
@@ -177,25 +285,26 @@ func startHost(t *testing.T) *host {
 		"GORACE=atexit_sleep_ms=0") // the race detector would keep each child for a second
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
-	must(t, err)
+	linktest.Must(t, err)
 	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
+	linktest.Must(t, err)
+	killed := new(atomic.Bool)
+	linktest.Must(t, cmd.Start())
 	t.Cleanup(func() {
 		in.Close()
 		io.Copy(io.Discard, out)
-		if err := cmd.Wait(); err != nil && !t.Failed() {
+		if err := cmd.Wait(); err != nil && !t.Failed() && !killed.Load() {
 			t.Errorf("the child: %v", err)
 		}
 	})
-	return &host{t: t, in: json.NewEncoder(in), out: json.NewDecoder(out), kill: func() { cmd.Process.Kill() }}
+	return &host{t: t, in: json.NewEncoder(in), out: json.NewDecoder(out), kill: func() { killed.Store(true); cmd.Process.Kill() }, killed: killed}
 }
 
 // ask has the child do something and returns what came of it.
 func (h *host) ask(q request) response {
 	h.t.Helper()
 	var a response
-	late := time.AfterFunc(patience, h.kill)
+	late := time.AfterFunc(linktest.Patience, h.kill)
 	defer late.Stop()
 	if err := errors.Join(h.in.Encode(q), h.out.Decode(&a)); err != nil {
 		h.t.Fatalf("%s: the child ended or was too slow: %v", q.Op, err)
@@ -209,6 +318,16 @@ func (h *host) tell(op string) response {
 	a := h.ask(request{Op: op})
 	if a.Err != "" {
 		h.t.Fatalf("%s: %s", op, a.Err)
+	}
+	return a
+}
+
+// must is ask for what must not fail.
+func (h *host) must(q request) response {
+	h.t.Helper()
+	a := h.ask(q)
+	if a.Err != "" {
+		h.t.Fatalf("%s: %s", q.Op, a.Err)
 	}
 	return a
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -26,23 +27,92 @@ const (
 	// queueLength is how many frames wait at the TAP before the kernel drops. At its default of 500 one
 	// burst of a fast sender overruns it.
 	queueLength = 10000
+	// sandboxTAP is the name of the TAP in a sandbox, where nobody else chooses names.
+	sandboxTAP = "tap0"
+	// floodRate is how many frames a second are replicated in a network with a sandbox, unless stated. ARP and ND,
+	// which make up most of them, are answered from the table and do not count.
+	floodRate = 1000
 )
+
+// port is an open TAP.
+type port struct {
+	*tap.Device
+	writing []sync.Mutex // serialises the writers of each queue
+}
 
 // network is one VNI of this host: its TAP and its forwarding state.
 type network struct {
-	cfg     *Network
-	dev     *tap.Device
-	fwd     *forward.Network
-	writing []sync.Mutex // serialises the writers of each queue
-	refused sync.Once    // the log has been told of a frame that the TAP refused
-	members []fdb.VTEPID
-	ips     map[addr.MAC][]netip.Addr // of static entries
+	cfg      Network // as it was added; Peers and Mappings are not kept up to date
+	fwd      *forward.Network
+	port     atomic.Pointer[port] // nil while there is no TAP
+	lost     atomic.Bool          // the TAP was deleted by somebody
+	refused  sync.Once            // the log has been told of a frame that the TAP refused
+	stations stations
+	healed   atomic.Uint64
+
+	sandbox *link.Sandbox // nil: the TAP is an interface of the host
+	adopted bool          // the sandbox was there before
+
+	// As v.networks: guarded by VTEP.mu, and written with VTEP.change held.
+	peers    []netip.Addr
+	members  []fdb.VTEPID
+	attached map[string]*attachment // by ID
 }
 
-// openNetwork makes the TAP of c and its tables. The interface is not up yet.
-func (v *VTEP) openNetwork(c *Network) (*network, error) {
+// newNetwork makes the tables of c, and its sandbox, or finds the one that was left.
+func (v *VTEP) newNetwork(c Network) (*network, error) {
+	n := &network{cfg: c, attached: map[string]*attachment{}}
+	if c.Sandbox {
+		var err error
+		if n.sandbox, n.adopted, err = link.OpenSandbox(c.VNI, v.host); err != nil {
+			return nil, err
+		}
+	}
+	n.fwd = &forward.Network{
+		Name: c.Name, VNI: c.VNI,
+		Learning: c.Learning, Isolate: c.Isolate, AllowNested: c.AllowNested,
+		FDB:       fdb.NewTable(maxLearned),
+		Neighbors: fdb.NewNeighbors(),
+		Counters:  new(forward.Counters),
+		Limit:     forward.NewLimiter(c.FloodRate, c.FloodBurst),
+	}
+	return n, nil
+}
+
+// in calls f in the network namespace in which the TAP is.
+func (n *network) in(f func() error) error {
+	if n.sandbox == nil {
+		return f()
+	}
+	return n.sandbox.Do(f)
+}
+
+// openPort makes the TAP. The interface is not up yet.
+func (v *VTEP) openPort(n *network) error {
+	return n.in(func() error {
+		dev, err := v.openTAP(n.cfg.Device)
+		if err != nil {
+			return err
+		}
+		if err := link.SetMAC(n.cfg.Device, n.fwd.LocalMAC); err != nil {
+			return errors.Join(err, dev.Close())
+		}
+		n.port.Store(&port{Device: dev, writing: make([]sync.Mutex, len(dev.Queues))})
+		return nil
+	})
+}
+
+// closePort removes the TAP. No worker may be using it.
+func (n *network) closePort() error {
+	if p := n.port.Swap(nil); p != nil {
+		return p.Close()
+	}
+	return nil
+}
+
+func (v *VTEP) openTAP(name string) (*tap.Device, error) {
 	t := tap.Config{
-		Name:   c.Device,
+		Name:   name,
 		Queues: v.cfg.Queues,
 		VNet:   v.features.on(FeatureTAPVNet),
 		TSO:    v.features.on(FeatureTAPTSO),
@@ -61,7 +131,7 @@ func (v *VTEP) openNetwork(c *Network) (*network, error) {
 		}
 	}
 	if isTaken(err) {
-		if owner := link.DeviceOwner(c.Device); owner != "" {
+		if owner := link.DeviceOwner(name); owner != "" {
 			err = fmt.Errorf("%w (%s): remove it, or choose another device", err, owner)
 		}
 	}
@@ -69,11 +139,7 @@ func (v *VTEP) openNetwork(c *Network) (*network, error) {
 		return nil, err
 	}
 	v.noteMissing(dev)
-	n := &network{cfg: c, dev: dev, writing: make([]sync.Mutex, len(dev.Queues)), ips: map[addr.MAC][]netip.Addr{}}
-	if err := n.init(v); err != nil {
-		return nil, errors.Join(err, dev.Close())
-	}
-	return n, nil
+	return dev, nil
 }
 
 // isTaken reports whether err means that there is an interface of this name.
@@ -97,39 +163,28 @@ func (v *VTEP) noteMissing(dev *tap.Device) {
 	}
 }
 
-func (n *network) init(v *VTEP) error {
-	// Without the file, as on a host that has no systemd and no D-Bus, the address has to do.
-	machine, _ := os.ReadFile("/etc/machine-id")
-	mac := stationMAC(n.cfg.VNI, v.endpoints[0].Local, machine)
-	if err := link.SetMAC(n.cfg.Device, mac); err != nil {
-		return err
+// offload is what a TAP takes, as the packet path wants to know it.
+func (p *port) offload() forward.Offload {
+	return forward.Offload{
+		Checksum: p.Offload.Checksum,
+		Super:    gro.Kinds{TCP: p.Offload.TSO, UDP: p.Offload.USO},
 	}
-	n.fwd = &forward.Network{
-		Name: n.cfg.Name, VNI: n.cfg.VNI,
-		Learning: n.cfg.Learning, AllowNested: n.cfg.AllowNested,
-		TAP: forward.Offload{
-			Checksum: n.dev.Offload.Checksum,
-			Super:    gro.Kinds{TCP: n.dev.Offload.TSO, UDP: n.dev.Offload.USO},
-		},
-		LocalMAC:  mac,
-		FDB:       fdb.NewTable(maxLearned),
-		Neighbors: fdb.NewNeighbors(),
-		Counters:  new(forward.Counters),
-	}
-	for _, p := range n.cfg.Peers {
-		n.members = append(n.members, v.tables.AddVTEP(p, fallbackPath))
-	}
-	n.fwd.SetMembers(n.members)
+}
+
+// fillTables states what the configuration says: the peers, the stations behind them and the gateways.
+func (v *VTEP) fillTables(n *network) error {
+	v.setPeers(n, n.cfg.Peers)
+	byMAC := map[addr.MAC][]netip.Addr{}
 	for _, m := range n.cfg.Mappings {
 		id, ok := v.tables.Lookup(m.VTEP)
 		if !ok {
 			return fmt.Errorf("endpoint %v: %v is not a peer", m.MAC, m.VTEP)
 		}
-		n.fwd.FDB.SetStatic(m.MAC, id)
-		for _, ip := range m.IPs {
-			n.fwd.Neighbors.Set(ip, m.MAC)
-		}
-		n.ips[m.MAC] = append(n.ips[m.MAC], m.IPs...)
+		byMAC[m.MAC] = append(byMAC[m.MAC], m.IPs...)
+		n.stations.set(n.fwd, m.MAC, id, byMAC[m.MAC])
+	}
+	if len(n.cfg.Gateways) > 0 {
+		n.stations.set(n.fwd, gatewayMAC(n.cfg.VNI), fdb.Local, n.cfg.Gateways)
 	}
 	return nil
 }
@@ -148,9 +203,29 @@ func stationMAC(vni addr.VNI, local netip.Addr, machine []byte) addr.MAC {
 	return mac
 }
 
-// up gives the interface its addresses and sets it up. index is that of n in the configuration.
-func (n *network) up(index int) error {
-	at := fmt.Sprintf("networks[%d].", index)
+// gatewayMAC returns the MAC of the gateway of the network vni, which is the same on every host, so that a
+// container that moves finds the gateway where it was. It is locally administered (IEEE 802, 8.2).
+func gatewayMAC(vni addr.VNI) addr.MAC {
+	return addr.MAC{2, 'o', 'v', byte(vni >> 16), byte(vni >> 8), byte(vni)}
+}
+
+// machineID tells this machine from others.
+func machineID() []byte {
+	// Without the file, as on a host that has no systemd and no D-Bus, the address has to do.
+	id, _ := os.ReadFile("/etc/machine-id")
+	return id
+}
+
+// up gives the interface its addresses and sets it up; in a sandbox, it makes it a port of the bridge. at is what the
+// names of the network's fields begin with in errors.
+func (v *VTEP) up(n *network, at string) error {
+	if n.sandbox != nil {
+		var missing link.Missing // containers that are gone
+		if _, err := n.sandbox.Repair(v.layout(n)); err != nil && !errors.As(err, &missing) {
+			return &HostError{at + "sandbox", err}
+		}
+		return nil
+	}
 	if err := link.SetTxQueueLen(n.cfg.Device, queueLength); err != nil {
 		return &HostError{at + "device", err}
 	}
@@ -163,4 +238,23 @@ func (n *network) up(index int) error {
 		return &HostError{at + "device", err}
 	}
 	return nil
+}
+
+// layout describes the sandbox as it ought to be. In an isolated network the bridge is told of all stations and
+// learns nothing, so that whom it does not know is behind the TAP, and no container can draw the frames of another.
+func (v *VTEP) layout(n *network) link.Layout {
+	m, gso := int(n.fwd.MTU()), v.gsoMaxSize(n)
+	l := link.Layout{
+		Bridge: link.Bridge{MAC: gatewayMAC(n.cfg.VNI), MTU: m, Addresses: n.cfg.Gateways},
+		Ports: []link.Port{{
+			Device: n.cfg.Device, MTU: m, TxQueueLen: queueLength, GSOMaxSize: gso, Learning: !n.cfg.Isolate, Flood: true,
+		}},
+	}
+	for id, a := range n.attached {
+		l.Ports = append(l.Ports, link.Port{
+			Device: link.HostEnd(id), MTU: m, TxQueueLen: queueLength, GSOMaxSize: gso,
+			Learning: !n.cfg.Isolate, Flood: !n.cfg.Isolate, MAC: a.MAC,
+		})
+	}
+	return l
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 // New does all its work on the thread that calls it, so that these tests need no other process.
@@ -39,7 +40,7 @@ func ports(t *testing.T) (lines []string) {
 	t.Helper()
 	for _, name := range []string{"udp", "udp6"} {
 		b, err := os.ReadFile("/proc/thread-self/net/" + name)
-		must(t, err)
+		linktest.Must(t, err)
 		for _, l := range strings.Split(strings.TrimSpace(string(b)), "\n")[1:] {
 			lines = append(lines, strings.Fields(l)[1])
 		}
@@ -52,7 +53,7 @@ func ports(t *testing.T) (lines []string) {
 func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 	both := Config{Networks: []Network{blue(0, "IPv4"), red(0, "IPv6")}, Log: slog.New(slog.DiscardHandler)}
 	taken := func(a netip.Addr) func(t *testing.T) {
-		return func(t *testing.T) { udpSocket(t, netip.AddrPortFrom(a, 4789)) }
+		return func(t *testing.T) { linktest.UDP(t, netip.AddrPortFrom(a, 4789)) }
 	}
 	for name, c := range map[string]struct {
 		change func(c *Config)
@@ -65,8 +66,8 @@ func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 		"port of the second taken":      {nil, taken(underlays["IPv6"][0]), "underlay.port", unix.EADDRINUSE, "4789 of 2001:db8::1"},
 		"port taken, several receivers": {func(c *Config) { c.Queues = 3 }, taken(underlays["IPv6"][0]), "underlay.port", unix.EADDRINUSE, "another port"},
 		"port of the kernel": {nil, func(t *testing.T) {
-			must(t, netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx0"}, VxlanId: 42, Port: 4789}))
-			must(t, link.SetUp("vx0"))
+			linktest.Must(t, netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx0"}, VxlanId: 42, Port: 4789}))
+			linktest.Must(t, link.SetUp("vx0"))
 		}, "underlay.port", unix.EADDRINUSE, "vxlan device vx0"},
 		"foreign address": {func(c *Config) {
 			c.Underlay.Addresses = []netip.Addr{underlays["IPv4"][0], netip.MustParseAddr("2001:db8::77")}
@@ -76,18 +77,18 @@ func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 			c.Networks[0].Peers = []netip.Addr{netip.MustParseAddr("203.0.113.1")}
 		}, nil, "underlay.addresses", unix.ENETUNREACH, "203.0.113.1"},
 		"device taken": {nil, func(t *testing.T) {
-			must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "red0"}}))
+			linktest.Must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "red0"}}))
 		}, "networks[1].device", unix.EBUSY, "a device of type bridge"},
 		"device taken, water": {func(c *Config) { c.Disable = FeatureNames() }, func(t *testing.T) {
-			must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "red0"}}))
+			linktest.Must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "red0"}}))
 		}, "networks[1].device", unix.EEXIST, "a device of type bridge"},
 		"device name too long": {func(c *Config) { c.Networks[1].Device = "0123456789abcdef" }, nil, "networks[1].device", nil, "15 bytes"},
 		"MTU that no TAP has":  {func(c *Config) { c.Networks[1].MTU = 1 << 20 }, nil, "networks[1].mtu", unix.EINVAL, "1048576"},
 		"underlay too narrow": {func(c *Config) { c.Networks[1] = red(0, "IPv4") }, func(t *testing.T) {
-			must(t, link.SetMTU("eth0", 100))
+			linktest.Must(t, link.SetMTU("eth0", 100))
 		}, "networks[0].mtu", nil, "192.0.2.2"},
 		"IPv6 without room": {func(c *Config) { c.Networks[1].Peers = blue(0, "IPv4").Peers }, func(t *testing.T) {
-			must(t, link.SetMTU("eth0", 1300))
+			linktest.Must(t, link.SetMTU("eth0", 1300))
 		}, "networks[0].address[1]", nil, "1280"},
 		"no address": {func(c *Config) { c.Networks[1].Addresses = make([]netip.Prefix, 1) }, nil, "networks[1].address[0]", nil, "red0"},
 	} {
@@ -102,8 +103,8 @@ func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 				c.before(t)
 			}
 			open, err := descriptors()
-			must(t, err)
-			devs, socks := devices(t), ports(t)
+			linktest.Must(t, err)
+			devs, socks := linktest.Devices(t), ports(t)
 			v, err := New(cfg)
 			if v != nil || err == nil {
 				t.Fatal("it was made: ", v.Close())
@@ -115,7 +116,7 @@ func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 			if s := err.Error(); strings.Contains(s, "\n") {
 				t.Errorf("more than one line: %q", s)
 			}
-			if now := devices(t); !slices.Equal(now, devs) {
+			if now := linktest.Devices(t); !slices.Equal(now, devs) {
 				t.Errorf("devices %v, %v before", now, devs)
 			}
 			if now := ports(t); !slices.Equal(now, socks) {
@@ -130,15 +131,15 @@ func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 
 func TestNewWithoutPermission(t *testing.T) {
 	newPair(t)
-	devs, socks := devices(t), ports(t)
+	devs, socks := linktest.Devices(t), ports(t)
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var have, without [2]unix.CapUserData
-	must(t, unix.Capget(&header, &have[0]))
+	linktest.Must(t, unix.Capget(&header, &have[0]))
 	without = have
 	without[0].Effective &^= 1 << unix.CAP_NET_ADMIN
-	must(t, unix.Capset(&header, &without[0]))
+	linktest.Must(t, unix.Capset(&header, &without[0]))
 	v, err := New(Config{Networks: []Network{blue(0, "IPv4")}})
-	must(t, unix.Capset(&header, &have[0]))
+	linktest.Must(t, unix.Capset(&header, &have[0]))
 	if v != nil {
 		t.Fatal("it was made: ", v.Close())
 	}
@@ -146,21 +147,21 @@ func TestNewWithoutPermission(t *testing.T) {
 	if !errors.As(err, &host) || host.Field != "networks[0].device" || !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		t.Errorf("New: %v", err)
 	}
-	if !slices.Equal(devices(t), devs) || !slices.Equal(ports(t), socks) {
-		t.Errorf("devices %v, sockets %v", devices(t), ports(t))
+	if !slices.Equal(linktest.Devices(t), devs) || !slices.Equal(ports(t), socks) {
+		t.Errorf("devices %v, sockets %v", linktest.Devices(t), ports(t))
 	}
 }
 
 // Between New and Close there is a device for each network, ready for use, and the sockets.
 func TestNewMakesAndCloseRemoves(t *testing.T) {
 	newPair(t)
-	devs, socks := devices(t), ports(t)
+	devs, socks := linktest.Devices(t), ports(t)
 	second := red(0, "IPv6")
 	second.MTU = 1300
 	v, err := New(Config{Networks: []Network{blue(0, "IPv4"), second}, Queues: 2})
-	must(t, err)
+	linktest.Must(t, err)
 	for name, mtu := range map[string]int{"blue0": 1450, "red0": 1300} {
-		a := device(t, name).Attrs()
+		a := linktest.Device(t, name).Attrs()
 		if a.MTU != mtu || a.TxQLen != queueLength || a.RawFlags&unix.IFF_UP == 0 || a.NumTxQueues < 2 {
 			t.Errorf("%s: MTU %d, queue %d, flags %v, %d queues", name, a.MTU, a.TxQLen, a.Flags, a.NumTxQueues)
 		}
@@ -184,11 +185,11 @@ func TestNewMakesAndCloseRemoves(t *testing.T) {
 	if s := v.Status(); len(s.Addresses) != 2 || len(v.Drops()) != 0 || len(v.Samples(0)) != 0 {
 		t.Errorf("status %+v, drops %v", s, v.Drops())
 	}
-	must(t, v.Close())
-	if !slices.Equal(devices(t), devs) || !slices.Equal(ports(t), socks) {
-		t.Errorf("devices %v, sockets %v", devices(t), ports(t))
+	linktest.Must(t, v.Close())
+	if !slices.Equal(linktest.Devices(t), devs) || !slices.Equal(ports(t), socks) {
+		t.Errorf("devices %v, sockets %v", linktest.Devices(t), ports(t))
 	}
-	must(t, v.Close())
+	linktest.Must(t, v.Close())
 }
 
 // Two hosts behind two NATs may have the same underlay address, and still need a MAC each.
@@ -209,12 +210,12 @@ func TestMACIsStable(t *testing.T) {
 		who     string
 	}{{blue(0, "IPv4"), "blue over IPv4"}, {blue(0, "IPv4"), "blue over IPv4"}, {red(0, "IPv4"), "red over IPv4"}, {blue(0, "IPv6"), "blue over IPv6"}} {
 		v, err := New(Config{Networks: []Network{c.network}})
-		must(t, err)
+		linktest.Must(t, err)
 		mac := v.Networks()[0].MAC
-		if got := device(t, c.network.Device).Attrs().HardwareAddr; got.String() != mac.String() || mac.IsMulticast() || mac[0]&2 == 0 {
+		if got := linktest.Device(t, c.network.Device).Attrs().HardwareAddr; got.String() != mac.String() || mac.IsMulticast() || mac[0]&2 == 0 {
 			t.Errorf("%s has %v, and is said to have %v", c.who, got, mac)
 		}
-		must(t, v.Close())
+		linktest.Must(t, v.Close())
 		if other, ok := seen[mac]; ok && other != c.who {
 			t.Errorf("%s and %s have %v", other, c.who, mac)
 		}
@@ -229,7 +230,7 @@ func TestMACIsStable(t *testing.T) {
 func TestPeersOfSeveralNetworks(t *testing.T) {
 	newPair(t)
 	v, err := New(Config{Networks: []Network{blue(0, "IPv4"), red(0, "IPv4")}})
-	must(t, err)
+	linktest.Must(t, err)
 	defer v.Close()
 	if p := v.Peers(); len(p) != 1 || fmt.Sprint(p[0].Networks) != "[blue red]" {
 		t.Errorf("peers %+v", p)
@@ -257,10 +258,10 @@ func TestPeerInsideTheOverlayIsAProblem(t *testing.T) {
 	n := blue(0, "IPv4")
 	n.Peers = []netip.Addr{netip.MustParseAddr("10.42.0.9")}
 	v, err := New(Config{Networks: []Network{red(0, "IPv4"), n}, Underlay: Underlay{Addresses: []netip.Addr{underlays["IPv4"][0]}}})
-	must(t, err)
+	linktest.Must(t, err)
 	defer v.Close()
-	must(t, netlink.RouteAdd(&netlink.Route{
-		LinkIndex: device(t, "blue0").Attrs().Index, Dst: &net.IPNet{IP: net.IPv4(10, 42, 0, 9).To4(), Mask: net.CIDRMask(32, 32)},
+	linktest.Must(t, netlink.RouteAdd(&netlink.Route{
+		LinkIndex: linktest.Device(t, "blue0").Attrs().Index, Dst: &net.IPNet{IP: net.IPv4(10, 42, 0, 9).To4(), Mask: net.CIDRMask(32, 32)},
 	}))
 	v.readRoutes()
 	if p := v.Peers()[0]; !strings.Contains(p.Problem, "into the overlay itself") {

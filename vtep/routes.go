@@ -1,9 +1,11 @@
 package vtep
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
+	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/dataplane/mtu"
 	"github.com/overlayd/overlayd/vtep/link"
@@ -13,43 +15,61 @@ import (
 // fallbackPath is assumed of a peer that no route leads to: Ethernet's MTU. Nothing can be sent to it anyway.
 const fallbackPath mtu.PathMTU = 1500
 
-// readRoutes looks up the route to every peer, notes what it finds and sets what each path carries.
+// readRoutes looks up the route to every VTEP, notes what it finds and sets what each path carries.
 func (v *VTEP) readRoutes() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, n := range v.networks {
-		for i, p := range n.cfg.Peers {
-			family := mtu.FamilyOf(p)
-			s := PeerStatus{Address: p, Overhead: mtu.Overhead(family, 0)}
-			path := v.tables.VTEP(n.members[i]).Path
-			if r, err := link.RouteTo(p); err != nil {
-				s.Problem = err.Error()
-			} else {
-				s.Device, s.UnderlayMTU = r.Device, r.MTU
-				path = mtu.PathMTU(r.MTU)
-				if v.isOurs(r.Device) {
-					s.Problem = fmt.Sprintf("the route to %v leads into %s, that is into the overlay itself: give the overlay addresses that no peer has", p, r.Device)
-					path = v.tables.VTEP(n.members[i]).Path
-				}
-			}
-			if e := v.endpointFor(p); e != nil {
-				s.Local = e.Local
-			}
-			overlay, err := mtu.OverlayOf(path, family)
-			if err != nil && s.Problem == "" {
-				s.Problem = err.Error()
-			}
-			s.OverlayMTU = overlay
-			v.tables.SetPath(n.members[i], path)
-			v.peers[p] = s
-		}
+	ids := make([]fdb.VTEPID, v.tables.VTEPs())
+	for i := range ids {
+		ids[i] = fdb.VTEPID(i)
+	}
+	if v.lookAt(ids) {
+		v.publishDestinations()
 	}
 }
 
-// isOurs reports whether dev is the TAP of a network.
+// lookAt is readRoutes for some. It reports whether the destinations have to be published anew.
+func (v *VTEP) lookAt(ids []fdb.VTEPID) bool {
+	found := make([]PeerStatus, 0, len(ids))
+	for _, id := range ids {
+		found = append(found, v.readRoute(id))
+	}
+	v.mu.Lock()
+	for _, s := range found {
+		v.peers[s.Address] = s
+	}
+	v.mu.Unlock()
+	return v.lookForWays(ids)
+}
+
+func (v *VTEP) readRoute(id fdb.VTEPID) PeerStatus {
+	p, path := v.tables.VTEP(id).Addr, v.tables.VTEP(id).Path
+	family := mtu.FamilyOf(p)
+	s := PeerStatus{Address: p, Overhead: mtu.Overhead(family, 0)}
+	if r, err := link.RouteTo(p); err != nil {
+		s.Problem = err.Error()
+	} else {
+		s.Device, s.UnderlayMTU = r.Device, r.MTU
+		if v.isOurs(r.Device) {
+			s.Problem = fmt.Sprintf("the route to %v leads into %s, that is into the overlay itself: give the overlay addresses that no peer has", p, r.Device)
+		} else {
+			path = mtu.PathMTU(r.MTU)
+		}
+	}
+	if e := v.endpointFor(p); e != nil {
+		s.Local = e.Local
+	}
+	overlay, err := mtu.OverlayOf(path, family)
+	if err != nil && s.Problem == "" {
+		s.Problem = err.Error()
+	}
+	s.OverlayMTU = overlay
+	v.tables.SetPath(id, path)
+	return s
+}
+
+// isOurs reports whether dev is the TAP of a network, among the interfaces of the host.
 func (v *VTEP) isOurs(dev string) bool {
 	for _, n := range v.networks {
-		if n.cfg.Device == dev {
+		if n.cfg.Device == dev && !n.cfg.Sandbox {
 			return true
 		}
 	}
@@ -62,7 +82,7 @@ func (v *VTEP) overlayMTU(n *network) (mtu.OverlayMTU, error) {
 		return n.cfg.MTU, nil
 	}
 	var least mtu.OverlayMTU
-	for i, p := range n.cfg.Peers {
+	for i, p := range n.peers {
 		m, err := mtu.OverlayOf(v.tables.VTEP(n.members[i]).Path, mtu.FamilyOf(p))
 		if err != nil {
 			return 0, fmt.Errorf("deriving the MTU: the path to %v: %w", p, err)
@@ -72,9 +92,41 @@ func (v *VTEP) overlayMTU(n *network) (mtu.OverlayMTU, error) {
 		}
 	}
 	if least == 0 { // a network without peers
-		return mtu.OverlayOf(fallbackPath, mtu.FamilyOf(v.endpoints[0].Local))
+		return mtu.OverlayOf(v.pathWithoutPeers(n), mtu.FamilyOf(v.endpoints[0].Local))
 	}
 	return least, nil
+}
+
+// pathWithoutPeers is what the paths of a network will probably carry once it has peers: what the underlay device
+// does, so that containers need not be told otherwise then.
+func (v *VTEP) pathWithoutPeers(n *network) mtu.PathMTU {
+	if n.sandbox == nil {
+		return fallbackPath
+	}
+	dev, ok := link.HasAddress(v.endpoints[0].Local)
+	if !ok {
+		return fallbackPath
+	}
+	m, err := link.MTU(dev)
+	if err != nil || dev == "lo" {
+		return fallbackPath
+	}
+	return mtu.PathMTU(m)
+}
+
+// gsoMaxSize returns the gso_max_size of the interfaces of n, or 0 if that is to stay as it is.
+func (v *VTEP) gsoMaxSize(n *network) int {
+	if p := n.port.Load(); p == nil || !p.Offload.TSO || !v.features.on(FeatureGSOMaxSize) {
+		return 0
+	}
+	return gsoMaxSize(n.fwd.MTU())
+}
+
+// followMTU is applyMTU for a network that goes on with the old MTU if need be.
+func (v *VTEP) followMTU(n *network) {
+	if err := v.applyMTU(n); err != nil {
+		v.log.Warn("the MTU could not follow the underlay; large frames may be dropped", "network", n.cfg.Name, "error", err)
+	}
 }
 
 // applyMTU brings the TAP of n to the MTU that the paths carry now.
@@ -87,7 +139,7 @@ func (v *VTEP) applyMTU(n *network) error {
 	if m == old {
 		return nil
 	}
-	if err := link.SetMTU(n.cfg.Device, int(m)); err != nil {
+	if err := n.in(func() error { return link.SetMTU(n.cfg.Device, int(m)) }); err != nil {
 		return err
 	}
 	n.fwd.SetMTU(m)
@@ -102,10 +154,13 @@ func (v *VTEP) applyMTU(n *network) error {
 			}
 		}
 	}
-	if v.features.on(FeatureGSOMaxSize) && n.dev.Offload.TSO {
-		if err := link.SetGSOMaxSize(n.cfg.Device, gsoMaxSize(m)); err != nil {
+	if size := v.gsoMaxSize(n); size != 0 {
+		if err := n.in(func() error { return link.SetGSOMaxSize(n.cfg.Device, size) }); err != nil {
 			v.features.missing(FeatureGSOMaxSize, err)
 		}
+	}
+	if n.sandbox != nil && old != 0 {
+		v.resize(n)
 	}
 	v.warnMTU(n, m)
 	if old != 0 {
@@ -126,7 +181,7 @@ func (v *VTEP) warnMTU(n *network, m mtu.OverlayMTU) {
 	if n.cfg.MTU == 0 {
 		return
 	}
-	for i, p := range n.cfg.Peers {
+	for i, p := range n.peers {
 		if fits, err := mtu.OverlayOf(v.tables.VTEP(n.members[i]).Path, mtu.FamilyOf(p)); err == nil && m > fits {
 			v.log.Warn("the fixed MTU is larger than what the path carries: large frames will be dropped; lower it or leave mtu out",
 				"network", n.cfg.Name, "mtu", m, "peer", p, "fits", fits)
@@ -157,6 +212,9 @@ func (v *VTEP) moveEndpoints() (opened, closed []*underlay.Endpoint, err error) 
 		return nil, nil, nil
 	}
 	locals, err := v.localAddresses()
+	if errors.Is(err, errNoPeers) {
+		return nil, nil, nil
+	}
 	if err != nil {
 		return nil, nil, err
 	}

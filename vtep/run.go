@@ -33,20 +33,14 @@ func (v *VTEP) Run(ctx context.Context) (err error) {
 		for range changes { // until the goroutine of Watch has ended
 		}
 	}()
-	workers, err := v.newWorkers()
-	defer func() {
-		for _, w := range workers {
-			err = errors.Join(err, w.set.Close())
-		}
-	}()
+	workers, err := v.startWorkers(g)
+	defer func() { err = errors.Join(err, v.endWorkers(workers)) }()
 	if err != nil {
 		return err
 	}
-	for _, w := range workers {
-		g.Go(w.run)
-	}
-	g.Go(func() error { v.watch(ctx, changes, workers); return nil })
+	g.Go(func() error { v.watch(ctx, changes); return nil })
 	g.Go(func() error { v.age(ctx); return nil })
+	g.Go(func() error { v.reconcile(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		for _, w := range workers {
@@ -57,9 +51,11 @@ func (v *VTEP) Run(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
-// newWorkers makes the workers and deals the descriptors out to them: queue i of every TAP and receiver i of
-// every endpoint to worker i.
-func (v *VTEP) newWorkers() ([]*worker, error) {
+// startWorkers makes the workers, deals the descriptors out to them and sets them going: queue i of every TAP and
+// receiver i of every endpoint go to worker i. On error it returns those that were made and does not start any.
+func (v *VTEP) startWorkers(g *errgroup.Group) ([]*worker, error) {
+	v.change.Lock()
+	defer v.change.Unlock()
 	var workers []*worker
 	for i := range v.cfg.Queues {
 		w, err := newWorker(v, i)
@@ -68,10 +64,8 @@ func (v *VTEP) newWorkers() ([]*worker, error) {
 		}
 		workers = append(workers, w)
 		for _, n := range v.networks {
-			if i < len(n.dev.Queues) {
-				if err := w.add(w.newOutlet(n, i)); err != nil {
-					return workers, err
-				}
+			if err := w.serve(n); err != nil {
+				return workers, err
 			}
 		}
 		for _, e := range v.endpoints {
@@ -80,19 +74,52 @@ func (v *VTEP) newWorkers() ([]*worker, error) {
 			}
 		}
 	}
+	for _, w := range workers {
+		g.Go(w.run)
+	}
+	v.workers = workers
 	return workers, nil
 }
 
-// watch follows changes of links, addresses and routes, beginning with those since New.
-func (v *VTEP) watch(ctx context.Context, changes <-chan struct{}, workers []*worker) {
-	for {
-		v.followAddresses(ctx, workers)
-		v.readRoutes()
-		for _, n := range v.networks {
-			if err := v.applyMTU(n); err != nil {
-				v.log.Warn("the MTU could not follow the underlay; large frames may be dropped", "network", n.cfg.Name, "error", err)
-			}
+// endWorkers frees the workers, which have ended.
+func (v *VTEP) endWorkers(workers []*worker) error {
+	v.change.Lock()
+	defer v.change.Unlock()
+	v.workers = nil
+	var errs []error
+	for _, w := range workers {
+		errs = append(errs, w.set.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// onWorkers has every worker that runs call f between turns, and waits until all have or have ended. v.change is
+// held. Afterwards no worker is in a turn that it began before.
+func (v *VTEP) onWorkers(f func(w *worker) error) error {
+	results := make([]chan error, len(v.workers))
+	for i, w := range v.workers {
+		result := make(chan error, 1)
+		results[i] = result
+		w.do(func() error {
+			result <- f(w)
+			return nil
+		})
+	}
+	var errs []error
+	for i, w := range v.workers {
+		select {
+		case err := <-results[i]:
+			errs = append(errs, err)
+		case <-w.done:
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// watch follows changes of links, addresses and routes, beginning with those since New.
+func (v *VTEP) watch(ctx context.Context, changes <-chan struct{}) {
+	for {
+		v.follow()
 		select {
 		case <-ctx.Done():
 			return
@@ -104,48 +131,43 @@ func (v *VTEP) watch(ctx context.Context, changes <-chan struct{}, workers []*wo
 	}
 }
 
-// followAddresses takes new underlay addresses into use, if they are ours to choose and have changed.
-func (v *VTEP) followAddresses(ctx context.Context, workers []*worker) {
+func (v *VTEP) follow() {
+	v.change.Lock()
+	defer v.change.Unlock()
+	v.followAddresses()
+	v.readRoutes()
+	for _, n := range v.networks {
+		v.followMTU(n)
+	}
+}
+
+// followAddresses takes new underlay addresses into use, if they are ours to choose and have changed. v.change is
+// held.
+func (v *VTEP) followAddresses() {
 	opened, closed, err := v.moveEndpoints()
 	if err != nil {
 		v.log.Warn("this host's addresses changed, and no new underlay address could be taken; staying with the old one", "error", err)
 		return
 	}
 	for _, e := range opened {
-		for i, w := range workers {
-			w.do(func() error { return w.add(w.newInlet(e.Receivers[i])) })
+		if err := v.onWorkers(func(w *worker) error { return w.add(w.newInlet(e.Receivers[w.index])) }); err != nil {
+			v.log.Error("the new underlay address cannot be received from", "address", e.Local, "error", err)
+			continue
 		}
 		v.log.Info("the underlay address has changed", "address", e.Local)
 	}
 	for _, e := range closed {
-		if err := v.retire(ctx, e, workers); err != nil {
+		if err := v.retire(e); err != nil {
 			v.log.Warn("closing the sockets of an old underlay address", "address", e.Local, "error", err)
 		}
 	}
 }
 
 // retire closes e once no worker reads from it any more. Nobody sends through it: see moveEndpoints.
-func (v *VTEP) retire(ctx context.Context, e *underlay.Endpoint, workers []*worker) error {
-	removed := make(chan error, len(workers))
-	for i, w := range workers {
-		w.do(func() error {
-			removed <- w.remove(e.Receivers[i].FD())
-			return nil
-		})
-	}
-	var errs []error
-	for range workers {
-		select {
-		case err := <-removed:
-			errs = append(errs, err)
-		case <-ctx.Done():
-			// The workers may have ended before they came to it.
-			v.stale = append(v.stale, e)
-			return nil
-		}
-	}
+func (v *VTEP) retire(e *underlay.Endpoint) error {
+	err := v.onWorkers(func(w *worker) error { return w.remove(e.Receivers[w.index].FD()) })
 	v.retired.Add(e.Overflow())
-	return errors.Join(append(errs, e.Close())...)
+	return errors.Join(err, e.Close())
 }
 
 // age forgets learned addresses.
@@ -159,7 +181,7 @@ func (v *VTEP) age(ctx context.Context) {
 		case <-t.C:
 		}
 		now := uint32(v.now() / 1e9)
-		for _, n := range v.networks {
+		for _, n := range v.all() {
 			n.fwd.FDB.Expire(now, uint32(ageLimit/time.Second))
 		}
 	}

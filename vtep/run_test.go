@@ -19,17 +19,18 @@ import (
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/dataplane/mtu"
 	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 // After Run and Close the host is as it was, and all can begin anew.
 func TestNothingIsLeftBehind(t *testing.T) {
 	newPair(t)
 	h := startHost(t)
-	before, devs := "", devices(t)
+	before, devs := "", linktest.Devices(t)
 	for range 3 {
 		h.start(Config{Networks: []Network{blue(0, "IPv4")}, Queues: 2})
-		if len(devices(t)) != len(devs)+1 {
-			t.Errorf("devices %v", devices(t))
+		if len(linktest.Devices(t)) != len(devs)+2 { // the TAP, and the device of tunnel-gso
+			t.Errorf("devices %v", linktest.Devices(t))
 		}
 		h.tell("stop")
 		h.tell("goroutines")
@@ -41,8 +42,8 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		} else {
 			before = now
 		}
-		if !slices.Equal(devices(t), devs) {
-			t.Errorf("devices %v, %v before", devices(t), devs)
+		if !slices.Equal(linktest.Devices(t), devs) {
+			t.Errorf("devices %v, %v before", linktest.Devices(t), devs)
 		}
 	}
 }
@@ -55,14 +56,14 @@ func TestRunEndsWithItsDevice(t *testing.T) {
 			red := blue(0, "IPv4")
 			red.Name, red.VNI, red.Device, red.Addresses = "red", 43, "red0", nil
 			h := p.startAt(t, 0, Config{Networks: []Network{blue(0, "IPv4"), red}, Disable: off})
-			must(t, netlink.LinkDel(device(t, "red0")))
+			linktest.Must(t, netlink.LinkDel(linktest.Device(t, "red0")))
 			a := h.ask(request{Op: "wait"})
 			if !strings.Contains(a.Err, "red0") || !strings.Contains(a.Err, "deleted") {
 				t.Errorf("Run: %q", a.Err)
 			}
 			h.tell("goroutines")
 			h.tell("close")
-			if d := devices(t); slices.Contains(d, "blue0") {
+			if d := linktest.Devices(t); slices.Contains(d, "blue0") {
 				t.Errorf("devices %v", d)
 			}
 		})
@@ -74,7 +75,7 @@ func TestRunEndsUnderLoad(t *testing.T) {
 	p := newPair(t)
 	hosts := p.startBoth(t, "IPv4")
 	p.enter(t, 0)
-	s := udpSocket(t, netip.AddrPortFrom(overlay(0), 0))
+	s := linktest.UDP(t, netip.AddrPortFrom(overlay(0), 0))
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -90,7 +91,7 @@ func TestRunEndsUnderLoad(t *testing.T) {
 		}
 	}()
 	defer func() { close(stop); <-done }()
-	await(t, "load", func() bool { return hosts[1].network().Counters.UnderlayIn.Frames > 5000 })
+	linktest.Await(t, "load", func() bool { return hosts[1].network().Counters.UnderlayIn.Frames > 5000 })
 	for i := range hosts {
 		start := time.Now()
 		hosts[1-i].tell("stop")
@@ -106,29 +107,29 @@ func TestMTUFollowsTheUnderlay(t *testing.T) {
 	p := newPair(t)
 	h := p.startAt(t, 0, Config{Networks: []Network{blue(0, "IPv4")}})
 	for _, m := range []int{1400, 1500, 1200, 1300, 1500} {
-		must(t, link.SetMTU("eth0", m))
+		linktest.Must(t, link.SetMTU("eth0", m))
 		want := m - 50
-		await(t, fmt.Sprintf("MTU of %d", want), func() bool {
-			return int(h.network().MTU) == want && device(t, "blue0").Attrs().MTU == want
+		linktest.Await(t, fmt.Sprintf("MTU of %d", want), func() bool {
+			return int(h.network().MTU) == want && linktest.Device(t, "blue0").Attrs().MTU == want
 		})
 		peer := h.tell("peers").Peers[0]
 		if int(peer.UnderlayMTU) != m || int(peer.OverlayMTU) != want {
 			t.Errorf("at %d the peer is %+v", m, peer)
 		}
 		if want >= int(mtu.MinIPv6) {
-			await(t, "IPv6 address", func() bool {
+			linktest.Await(t, "IPv6 address", func() bool {
 				dev, ok := link.HasAddress(overlay6(0))
 				return ok && dev == "blue0"
 			})
 		}
 	}
 	// The route is the way that a host says that a path is narrow.
-	must(t, netlink.RouteAdd(&netlink.Route{
-		LinkIndex: device(t, "eth0").Attrs().Index, MTU: 1350,
+	linktest.Must(t, netlink.RouteAdd(&netlink.Route{
+		LinkIndex: linktest.Device(t, "eth0").Attrs().Index, MTU: 1350,
 		Dst: &net.IPNet{IP: underlays["IPv4"][1].AsSlice(), Mask: net.CIDRMask(32, 32)},
 	}))
-	await(t, "MTU of 1300", func() bool { return h.network().MTU == 1300 })
-	await(t, "word of it in the log", func() bool { return strings.Contains(h.tell("log").Text, "network=blue mtu=1300 was=1450") })
+	linktest.Await(t, "MTU of 1300", func() bool { return h.network().MTU == 1300 })
+	linktest.Await(t, "word of it in the log", func() bool { return strings.Contains(h.tell("log").Text, "network=blue mtu=1300 was=1450") })
 }
 
 // What changed between New and Run is not missed.
@@ -141,9 +142,9 @@ func TestRunSeesWhatChangedSinceNew(t *testing.T) {
 	if m := h.network().MTU; m != 1450 {
 		t.Fatalf("MTU %d", m)
 	}
-	must(t, link.SetMTU("eth0", 1400))
+	linktest.Must(t, link.SetMTU("eth0", 1400))
 	h.tell("run")
-	await(t, "MTU of 1350", func() bool { return h.network().MTU == 1350 })
+	linktest.Await(t, "MTU of 1350", func() bool { return h.network().MTU == 1350 })
 }
 
 // Where the underlay address is ours to choose, it follows the host's, and leaves no socket behind.
@@ -161,17 +162,17 @@ func TestUnderlayAddressFollowsTheHost(t *testing.T) {
 			before := h.tell("descriptors").Text
 			for range 2 {
 				for _, a := range []netip.Addr{moved, underlays["IPv4"][0]} {
-					addresses, err := netlink.AddrList(device(t, "eth0"), netlink.FAMILY_V4)
-					must(t, err)
+					addresses, err := netlink.AddrList(linktest.Device(t, "eth0"), netlink.FAMILY_V4)
+					linktest.Must(t, err)
 					for _, old := range addresses {
-						must(t, netlink.AddrDel(device(t, "eth0"), &old))
+						linktest.Must(t, netlink.AddrDel(linktest.Device(t, "eth0"), &old))
 					}
-					must(t, link.AddAddress("eth0", netip.PrefixFrom(a, 24)))
-					await(t, "endpoint at "+a.String(), func() bool {
+					linktest.Must(t, link.AddAddress("eth0", netip.PrefixFrom(a, 24)))
+					linktest.Await(t, "endpoint at "+a.String(), func() bool {
 						return slices.Equal(h.tell("status").Status.Addresses, []netip.Addr{a})
 					})
-					await(t, "descriptors as before", func() bool { return h.tell("descriptors").Text == before })
-					await(t, "peer reached from it", func() bool { return h.tell("peers").Peers[0].Local == a })
+					linktest.Await(t, "descriptors as before", func() bool { return h.tell("descriptors").Text == before })
+					linktest.Await(t, "peer reached from it", func() bool { return h.tell("peers").Peers[0].Local == a })
 					p.exchange(t, overlay, 1000)
 					p.enter(t, 0)
 				}
@@ -189,14 +190,14 @@ func TestSilentPeerIsAProblem(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			p := newPair(t)
 			h := p.startAt(t, 0, Config{Networks: []Network{blue(0, family)}})
-			s := udpSocket(t, netip.AddrPortFrom(overlay(0), 0))
-			await(t, "problem", func() bool {
+			s := linktest.UDP(t, netip.AddrPortFrom(overlay(0), 0))
+			linktest.Await(t, "problem", func() bool {
 				_, err := s.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(overlay(1), 9)) // begins with ARP
-				must(t, err)
+				linktest.Must(t, err)
 				return strings.Contains(h.tell("peers").Peers[0].Problem, "nothing listens")
 			})
-			must(t, netlink.LinkSetDown(device(t, "eth0")))
-			await(t, "other problem", func() bool { return strings.Contains(h.tell("peers").Peers[0].Problem, "route") })
+			linktest.Must(t, netlink.LinkSetDown(linktest.Device(t, "eth0")))
+			linktest.Await(t, "other problem", func() bool { return strings.Contains(h.tell("peers").Peers[0].Problem, "route") })
 		})
 	}
 }
@@ -207,9 +208,9 @@ func TestGarbageIsDroppedAndShown(t *testing.T) {
 	ends := underlays["IPv4"]
 	h := p.startAt(t, 0, Config{Networks: []Network{blue(0, "IPv4")}})
 	p.enter(t, 1)
-	peer := udpSocket(t, netip.AddrPortFrom(ends[1], 0))
-	must(t, link.AddAddress("eth0", netip.MustParsePrefix("192.0.2.66/24")))
-	stranger := udpSocket(t, netip.MustParseAddrPort("192.0.2.66:0"))
+	peer := linktest.UDP(t, netip.AddrPortFrom(ends[1], 0))
+	linktest.Must(t, link.AddAddress("eth0", netip.MustParsePrefix("192.0.2.66/24")))
+	stranger := linktest.UDP(t, netip.MustParseAddrPort("192.0.2.66:0"))
 	vxlan := func(vni addr.VNI, frame []byte) []byte {
 		b := make([]byte, header.VXLANLen, header.VXLANLen+len(frame))
 		header.VXLAN(b).Encode(vni)
@@ -234,9 +235,9 @@ func TestGarbageIsDroppedAndShown(t *testing.T) {
 	start, after := time.Now(), uint64(0)
 	for i, d := range drops {
 		_, err := d.from.WriteToUDPAddrPort(d.data, netip.AddrPortFrom(ends[0], 4789))
-		must(t, err)
+		linktest.Must(t, err)
 		var row DropCount
-		await(t, "row for "+d.reason.String(), func() bool {
+		linktest.Await(t, "row for "+d.reason.String(), func() bool {
 			rows := h.tell("drops").Drops
 			k := slices.IndexFunc(rows, func(r DropCount) bool { return r.Network == d.network && r.Reason == d.reason })
 			if k >= 0 {
@@ -289,12 +290,12 @@ func TestStatedEndpoints(t *testing.T) {
 	mac, ip := frametest.MAC(7), netip.MustParseAddr("10.42.0.7")
 	c.Mappings = []addr.Mapping{{MAC: mac, IPs: []netip.Addr{ip}, VTEP: ends[1]}}
 	h := p.startAt(t, 0, Config{Networks: []Network{c}})
-	s := udpSocket(t, netip.AddrPortFrom(overlay(0), 0))
+	s := linktest.UDP(t, netip.AddrPortFrom(overlay(0), 0))
 	_, err := s.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(ip, 9))
-	must(t, err)
-	await(t, "answer to ARP", func() bool {
-		neighbors, err := netlink.NeighList(device(t, "blue0").Attrs().Index, netlink.FAMILY_V4)
-		must(t, err)
+	linktest.Must(t, err)
+	linktest.Await(t, "answer to ARP", func() bool {
+		neighbors, err := netlink.NeighList(linktest.Device(t, "blue0").Attrs().Index, netlink.FAMILY_V4)
+		linktest.Must(t, err)
 		return slices.ContainsFunc(neighbors, func(n netlink.Neigh) bool {
 			return n.IP.Equal(ip.AsSlice()) && bytes.Equal(n.HardwareAddr, mac[:])
 		})
@@ -316,14 +317,14 @@ func TestADownTAPDropsAndComesBack(t *testing.T) {
 	hosts := p.startBoth(t, "IPv4")
 	p.exchange(t, overlay, 1000)
 	p.enter(t, 1)
-	must(t, netlink.LinkSetDown(device(t, "blue0")))
+	linktest.Must(t, netlink.LinkSetDown(linktest.Device(t, "blue0")))
 	p.enter(t, 0)
-	s := udpSocket(t, netip.AddrPortFrom(overlay(0), 0))
+	s := linktest.UDP(t, netip.AddrPortFrom(overlay(0), 0))
 	_, err := s.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(overlay(1), 9))
-	must(t, err)
-	await(t, "drop", func() bool { return hosts[1].network().Counters.Drops[forward.TAPDown] > 0 })
+	linktest.Must(t, err)
+	linktest.Await(t, "drop", func() bool { return hosts[1].network().Counters.Drops[forward.TAPDown] > 0 })
 	p.enter(t, 1)
-	must(t, link.SetUp("blue0"))
+	linktest.Must(t, link.SetUp("blue0"))
 	p.exchange(t, overlay, 1000)
 	for _, h := range hosts {
 		h.tell("stop")
@@ -341,13 +342,13 @@ func TestRefusedSendsAreDrops(t *testing.T) {
 		Dst:  &net.IPNet{IP: underlays["IPv4"][1].AsSlice(), Mask: net.CIDRMask(32, 32)},
 		Type: unix.RTN_UNREACHABLE,
 	}
-	must(t, netlink.RouteAdd(unreachable))
-	s := udpSocket(t, netip.AddrPortFrom(overlay(0), 0))
+	linktest.Must(t, netlink.RouteAdd(unreachable))
+	s := linktest.UDP(t, netip.AddrPortFrom(overlay(0), 0))
 	for range 10 {
 		_, err := s.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(overlay(1), 9))
-		must(t, err)
+		linktest.Must(t, err)
 	}
-	await(t, "ten drops", func() bool { return hosts[0].network().Counters.Drops[forward.SendUnreachable] >= 10 })
+	linktest.Await(t, "ten drops", func() bool { return hosts[0].network().Counters.Drops[forward.SendUnreachable] >= 10 })
 	// The samples say where it was to go.
 	samples := slices.DeleteFunc(hosts[0].tell("samples").Samples, func(s DropSample) bool { return s.Reason != forward.SendUnreachable })
 	if len(samples) == 0 || !samples[0].Egress || samples[0].Peer != underlays["IPv4"][1] || !samples[0].Outer {
@@ -356,7 +357,7 @@ func TestRefusedSendsAreDrops(t *testing.T) {
 	if s := hosts[0].tell("status").Status; s.DatagramsOut != hosts[0].network().Counters.UnderlayOut.Frames {
 		t.Errorf("%d datagrams are said to be sent", s.DatagramsOut)
 	}
-	must(t, netlink.RouteDel(unreachable))
+	linktest.Must(t, netlink.RouteDel(unreachable))
 	p.exchange(t, overlay, 1000)
 	for _, h := range hosts {
 		h.tell("stop")

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep/link"
 	"github.com/overlayd/overlayd/vtep/underlay"
@@ -26,9 +27,12 @@ func (v *VTEP) Status() Status {
 		DatagramsIn:     v.received.Load(),
 		ReceiveOverflow: v.retired.Load(),
 	}
+	v.mu.RLock()
+	s.DatagramsOut = v.sent
 	for _, n := range v.networks {
 		s.DatagramsOut += n.fwd.Counters.UnderlayOut.Frames.Load() // there is one frame in each
 	}
+	v.mu.RUnlock()
 	v.sendMu.RLock()
 	defer v.sendMu.RUnlock()
 	for _, e := range v.endpoints {
@@ -41,23 +45,34 @@ func (v *VTEP) Status() Status {
 	return s
 }
 
-// Networks returns a snapshot of every network, in the order of the configuration.
+// Networks returns a snapshot of every network, in the order in which they were added.
 func (v *VTEP) Networks() []NetworkStatus {
-	out := make([]NetworkStatus, 0, len(v.networks))
-	for _, n := range v.networks {
+	networks := v.all()
+	out := make([]NetworkStatus, 0, len(networks))
+	for _, n := range networks {
 		s := NetworkStatus{
 			Name: n.cfg.Name, VNI: n.cfg.VNI, Device: n.cfg.Device, MAC: n.fwd.LocalMAC,
-			Backend: n.dev.Backend, Queues: len(n.dev.Queues),
 			MTU: n.fwd.MTU(), MTUDerived: n.cfg.MTU == 0,
-			Addresses: slices.Clone(n.cfg.Addresses), Peers: slices.Clone(n.cfg.Peers),
-			Learning: n.cfg.Learning, AllowNested: n.cfg.AllowNested,
-			FDBEntries: n.fwd.FDB.Len(),
-			Counters:   countersOf(n.fwd.Counters),
+			Addresses: slices.Clone(n.cfg.Addresses), Gateways: slices.Clone(n.cfg.Gateways),
+			Learning: n.cfg.Learning, AllowNested: n.cfg.AllowNested, Isolate: n.cfg.Isolate,
+			FDBEntries: n.fwd.FDB.Len(), Healed: n.healed.Load(),
+			Counters: countersOf(n.fwd.Counters),
+		}
+		if p := n.port.Load(); p != nil {
+			s.Backend, s.Queues = p.Backend, len(p.Queues)
+		}
+		v.mu.RLock()
+		s.Peers, s.Attachments = slices.Clone(n.peers), len(n.attached)
+		v.mu.RUnlock()
+		if n.sandbox != nil {
+			s.Sandbox = n.sandbox.Name()
 		}
 		// What a TAP calls dropped on transmit are frames that did not fit its queue to us.
-		if _, tx, err := link.Stats(n.cfg.Device); err == nil {
+		_ = n.in(func() error {
+			_, tx, err := link.Stats(n.cfg.Device)
 			s.TAPOverflow = tx
-		}
+			return err
+		})
 		out = append(out, s)
 	}
 	return out
@@ -91,15 +106,19 @@ func countersOf(c *forward.Counters) Counters {
 
 // FDB returns the forwarding database of the named network, sorted by MAC. The error wraps ErrNoNetwork.
 func (v *VTEP) FDB(name string) ([]FDBEntry, error) {
-	i := slices.IndexFunc(v.networks, func(n *network) bool { return n.cfg.Name == name })
-	if i < 0 {
-		return nil, fmt.Errorf("%w: %s", ErrNoNetwork, name)
+	n, err := v.named(name)
+	if err != nil {
+		return nil, err
 	}
-	n := v.networks[i]
 	now := uint32(v.now() / 1e9)
 	var out []FDBEntry
 	for e := range n.fwd.FDB.All() {
-		row := FDBEntry{MAC: e.MAC, VTEP: v.tables.VTEP(e.VTEP).Addr, Static: e.Static, IPs: n.ips[e.MAC]}
+		row := FDBEntry{MAC: e.MAC, Static: e.Static, Local: e.VTEP == fdb.Local, IPs: n.stations.of(e.MAC)}
+		if row.Local {
+			row.VTEP = v.here()
+		} else {
+			row.VTEP = v.tables.VTEP(e.VTEP).Addr
+		}
 		if !e.Static && now > e.LastSeen {
 			row.Age = time.Duration(now-e.LastSeen) * time.Second
 		}
@@ -109,14 +128,18 @@ func (v *VTEP) FDB(name string) ([]FDBEntry, error) {
 	return out, nil
 }
 
-// Peers returns what is known of every remote VTEP, sorted by address.
-func (v *VTEP) Peers() []PeerStatus {
-	networks := map[netip.Addr][]string{}
-	for _, n := range v.networks {
-		for _, p := range n.cfg.Peers {
-			networks[p] = append(networks[p], n.cfg.Name)
-		}
+// here returns the first underlay address of this host.
+func (v *VTEP) here() netip.Addr {
+	v.sendMu.RLock()
+	defer v.sendMu.RUnlock()
+	if len(v.endpoints) == 0 {
+		return netip.Addr{}
 	}
+	return v.endpoints[0].Local
+}
+
+// Peers returns what is known of every remote VTEP that takes part in a network, sorted by address.
+func (v *VTEP) Peers() []PeerStatus {
 	v.sendMu.RLock()
 	errs := map[netip.Addr]underlay.PeerError{}
 	for _, e := range v.endpoints {
@@ -125,11 +148,18 @@ func (v *VTEP) Peers() []PeerStatus {
 		}
 	}
 	v.sendMu.RUnlock()
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	networks := map[netip.Addr][]string{}
+	for _, n := range v.networks {
+		for _, p := range n.peers {
+			networks[p] = append(networks[p], n.cfg.Name)
+		}
+	}
 	var out []PeerStatus
-	for a, s := range v.peers {
-		s.Networks = networks[a]
+	for a, in := range networks {
+		s := v.peers[a]
+		s.Networks = in
 		if id, ok := v.tables.Lookup(a); ok {
 			if heard := v.tables.VTEP(id).Heard(); heard != 0 {
 				s.Heard = v.start.Add(time.Duration(heard))
@@ -144,8 +174,8 @@ func (v *VTEP) Peers() []PeerStatus {
 	return out
 }
 
-// Drops returns one row for every reason that has counted anything, networks in the order of the
-// configuration and what belongs to none last.
+// Drops returns one row for every reason that has counted anything, networks in the order in which they were added
+// and what belongs to none last.
 func (v *VTEP) Drops() []DropCount {
 	var out []DropCount
 	add := func(network string, d *forward.Drops) {
@@ -155,7 +185,7 @@ func (v *VTEP) Drops() []DropCount {
 			}
 		}
 	}
-	for _, n := range v.networks {
+	for _, n := range v.all() {
 		add(n.cfg.Name, &n.fwd.Counters.Drops)
 	}
 	add("", &v.drops)

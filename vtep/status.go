@@ -47,7 +47,12 @@ type NetworkStatus struct {
 	Peers       []netip.Addr
 	Learning    bool
 	AllowNested bool
+	Isolate     bool
+	Sandbox     string       // name of its network namespace; "" when the TAP is an interface of the host
+	Gateways    []netip.Addr // of the bridge in the sandbox
+	Attachments int
 	FDBEntries  int
+	Healed      uint64 // entries and settings that were found other than stated, and put right
 	Counters    Counters
 	TAPOverflow uint64 // frames that the kernel dropped because the TAP's queue was full; never seen by us
 }
@@ -57,6 +62,7 @@ type FDBEntry struct {
 	MAC    addr.MAC
 	VTEP   netip.Addr
 	Static bool
+	Local  bool          // behind this host's own bridge; VTEP is this host then
 	Age    time.Duration // since a frame from it was last seen; 0 for a static entry
 	IPs    []netip.Addr  // known addresses of a static entry
 }

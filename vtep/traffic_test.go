@@ -13,6 +13,7 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/dataplane/mtu"
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 // blue is the network of host i of a pair, whose other host is its peer.
@@ -46,8 +47,8 @@ func (p *pair) exchange(t *testing.T, address func(int) netip.Addr, most int) {
 	var s [2]*net.UDPConn
 	for i := range s {
 		p.enter(t, i)
-		s[i] = udpSocket(t, netip.AddrPortFrom(address(i), 0))
-		must(t, s[i].SetDeadline(time.Now().Add(patience)))
+		s[i] = linktest.UDP(t, netip.AddrPortFrom(address(i), 0))
+		linktest.Must(t, s[i].SetDeadline(time.Now().Add(linktest.Patience)))
 	}
 	defer s[0].Close()
 	defer s[1].Close()
@@ -56,7 +57,7 @@ func (p *pair) exchange(t *testing.T, address func(int) netip.Addr, most int) {
 		for i := range s {
 			data := frametest.Pattern(n)
 			_, err := s[i].WriteToUDPAddrPort(data, s[1-i].LocalAddr().(*net.UDPAddr).AddrPort())
-			must(t, err)
+			linktest.Must(t, err)
 			k, from, err := s[1-i].ReadFromUDPAddrPort(buf)
 			if err != nil || !bytes.Equal(buf[:k], data) || from.Addr() != address(i) {
 				t.Fatalf("of %d bytes sent by host %d, %d came from %v: %v", n, i, k, from, err)
@@ -70,7 +71,7 @@ func (p *pair) stream(t *testing.T) {
 	t.Helper()
 	p.enter(t, 1)
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(overlay(1), 0)))
-	must(t, err)
+	linktest.Must(t, err)
 	defer l.Close()
 	data := bytes.Repeat(frametest.Pattern(1<<16), 64)
 	got := make(chan []byte, 1)
@@ -87,9 +88,9 @@ func (p *pair) stream(t *testing.T) {
 	}()
 	p.enter(t, 0)
 	c, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
-	must(t, err)
+	linktest.Must(t, err)
 	_, err = c.Write(data)
-	must(t, err, c.Close())
+	linktest.Must(t, err, c.Close())
 	if b := <-got; !bytes.Equal(b, data) {
 		t.Errorf("of %d bytes %d arrived, or not the same", len(data), len(b))
 	}
@@ -181,6 +182,7 @@ func checkFeatures(t *testing.T, features []Feature, off []string) {
 		FeatureTAPUSO:        {FeatureTAPVNet, FeatureTAPTSO},
 		FeatureTAPMultiqueue: {FeatureTAPVNet},
 		FeatureGSOMaxSize:    {FeatureTAPVNet, FeatureTAPTSO},
+		FeatureTunnelGSO:     {FeatureTAPVNet, FeatureTAPTSO},
 	}
 	if len(features) != len(FeatureNames()) {
 		t.Fatalf("%d features", len(features))

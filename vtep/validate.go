@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/mtu"
@@ -32,16 +33,14 @@ func (c *Config) validate() error {
 	for i := range c.Networks {
 		n := &c.Networks[i]
 		at := fmt.Sprintf("networks[%d].", i)
-		if err := errors.Join(
-			unique(at+"name", n.Name, i, names),
-			unique(at+"device", n.Device, i, devices),
-			unique(at+"vni", n.VNI, i, vnis)); err != nil {
+		err := errors.Join(unique(at+"name", n.Name, i, names), unique(at+"vni", n.VNI, i, vnis))
+		if !n.Sandbox {
+			err = errors.Join(err, unique(at+"device", n.Device, i, devices))
+		}
+		if err != nil {
 			return firstConfigError(err)
 		}
-		if _, err := addr.NewVNI(uint64(n.VNI)); err != nil {
-			return &ConfigError{at + "vni", err}
-		}
-		if err := n.validatePeers(at, local); err != nil {
+		if err := n.validate(at, local); err != nil {
 			return err
 		}
 	}
@@ -66,9 +65,87 @@ func firstConfigError(err error) error {
 	return err
 }
 
-func (n *Network) validatePeers(at string, local map[mtu.Family]netip.Addr) error {
+// validate checks one network by itself. at is what the names of its fields begin with, and local has the underlay
+// addresses, as far as they are stated.
+func (n *Network) validate(at string, local map[mtu.Family]netip.Addr) error {
+	if _, err := addr.NewVNI(uint64(n.VNI)); err != nil {
+		return &ConfigError{at + "vni", err}
+	}
+	if err := n.validateSandbox(at); err != nil {
+		return err
+	}
+	if n.FloodRate < 0 {
+		return &ConfigError{at + "flood_rate", fmt.Errorf("%d is out of range: choose frames a second, or 0 for the default", n.FloodRate)}
+	}
+	if n.FloodBurst < 0 {
+		return &ConfigError{at + "flood_burst", fmt.Errorf("%d is out of range: choose a number of frames, or 0 for the default", n.FloodBurst)}
+	}
+	if err := validatePeers(at, n.Peers, local); err != nil {
+		return err
+	}
+	for j, m := range n.Mappings {
+		field := fmt.Sprintf("%sendpoints[%d]", at, j)
+		if !slices.Contains(n.Peers, m.VTEP) {
+			return &ConfigError{field + ".vtep", fmt.Errorf("%v is not one of the network's peers: add it there", m.VTEP)}
+		}
+		if m.MAC.IsMulticast() || m.MAC.IsZero() {
+			return &ConfigError{field + ".mac", fmt.Errorf("%v is not the address of one station", m.MAC)}
+		}
+	}
+	return nil
+}
+
+// validateSandbox checks what goes together with a sandbox and what does not.
+func (n *Network) validateSandbox(at string) error {
+	if !n.Sandbox {
+		if len(n.Gateways) > 0 {
+			return &ConfigError{at + "gateways", errors.New("only the bridge of a sandbox has any: leave them out")}
+		}
+		return nil
+	}
+	if len(n.Addresses) > 0 {
+		return &ConfigError{at + "address", errors.New("the TAP in a sandbox has none: leave it out, or state gateways")}
+	}
+	return onePerFamily(at+"gateways", n.Gateways)
+}
+
+// onePerFamily checks addresses of which there may be one of IPv4 and one of IPv6.
+func onePerFamily(field string, addresses []netip.Addr) error {
+	seen := map[mtu.Family]netip.Addr{}
+	for i, a := range addresses {
+		at := fmt.Sprintf("%s[%d]", field, i)
+		if err := unicast(a); err != nil {
+			return &ConfigError{at, err}
+		}
+		if a.IsLoopback() || a.IsLinkLocalUnicast() {
+			return &ConfigError{at, fmt.Errorf("%v is not an address of a network: choose another", a)}
+		}
+		if other := seen[mtu.FamilyOf(a)]; other.IsValid() {
+			return &ConfigError{at, fmt.Errorf("%v is a second %v address beside %v: state one of each family", a, mtu.FamilyOf(a), other)}
+		}
+		seen[mtu.FamilyOf(a)] = a
+	}
+	return nil
+}
+
+// setDefaults fills in what was left out.
+func (n *Network) setDefaults() {
+	if n.Sandbox && n.Device == "" {
+		n.Device = sandboxTAP
+	}
+	if n.Sandbox && n.FloodRate == 0 {
+		n.FloodRate = floodRate
+	}
+	if n.FloodBurst == 0 {
+		n.FloodBurst = 2 * n.FloodRate
+	}
+	n.Peers, n.Mappings = slices.Clone(n.Peers), slices.Clone(n.Mappings)
+	n.Addresses, n.Gateways = slices.Clone(n.Addresses), slices.Clone(n.Gateways)
+}
+
+func validatePeers(at string, peers []netip.Addr, local map[mtu.Family]netip.Addr) error {
 	seen := map[netip.Addr]bool{}
-	for j, p := range n.Peers {
+	for j, p := range peers {
 		field := fmt.Sprintf("%speers[%d]", at, j)
 		if err := unicast(p); err != nil {
 			return &ConfigError{field, err}
@@ -83,15 +160,6 @@ func (n *Network) validatePeers(at string, local map[mtu.Family]netip.Addr) erro
 			return &ConfigError{field, fmt.Errorf("%v is this host's own underlay address: state remote hosts alone", p)}
 		}
 		seen[p] = true
-	}
-	for j, m := range n.Mappings {
-		field := fmt.Sprintf("%sendpoints[%d]", at, j)
-		if !seen[m.VTEP] {
-			return &ConfigError{field + ".vtep", fmt.Errorf("%v is not one of the network's peers: add it there", m.VTEP)}
-		}
-		if m.MAC.IsMulticast() || m.MAC.IsZero() {
-			return &ConfigError{field + ".mac", fmt.Errorf("%v is not the address of one station", m.MAC)}
-		}
 	}
 	return nil
 }

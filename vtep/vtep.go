@@ -50,10 +50,14 @@ func (e *HostError) Error() string { return e.Field + ": " + e.Err.Error() }
 // Unwrap returns what is in the way.
 func (e *HostError) Unwrap() error { return e.Err }
 
+// errNoPeers is why no address of the underlay can be derived.
+var errNoPeers = errors.New("no network has a peer")
+
 // ErrNoNetwork means that no network has the name that was asked for.
 var ErrNoNetwork = errors.New("no such network")
 
-// VTEP forwards between the TAPs of its networks and the underlay.
+// VTEP forwards between the TAPs of its networks and the underlay. Its methods may be called from any goroutine,
+// New, Run and Close apart.
 type VTEP struct {
 	cfg      Config
 	log      *slog.Logger
@@ -63,22 +67,32 @@ type VTEP struct {
 	samples  *forward.Samples
 	drops    forward.Drops // of datagrams that belong to no network
 	received atomic.Uint64 // datagrams
-	networks []*network
+	host     uint64        // names the network namespace that New was called in
+
+	// change is held by whoever changes what there is: networks, attachments, endpoints, MTUs. What is guarded
+	// by mu or sendMu is written with change held, too, so that its holder reads it without.
+	change  sync.Mutex
+	workers []*worker // those that run; guarded by change
+	// injection is guarded by change, too.
+	injection injection
 
 	// sendMu is held for reading while a batch is being sent, and for writing to replace what is below.
 	sendMu    sync.RWMutex
 	endpoints []*underlay.Endpoint // at most one of each family
 	dests     []underlay.Destination
-	retired   atomic.Uint64        // receive overflow of endpoints that are gone
-	stale     []*underlay.Endpoint // no longer used, but still open; of watch, and then of Close
+	whole     []int         // as forward.Egress wants it
+	retired   atomic.Uint64 // receive overflow of endpoints that are gone
 
-	mu    sync.Mutex
-	peers map[netip.Addr]PeerStatus // as found at the last look at the routes
+	mu       sync.RWMutex
+	networks []*network // in the order in which they were added; replaced as a whole
+	names    map[string]*network
+	peers    map[netip.Addr]PeerStatus // by the address of any VTEP, as found at the last look at the routes
+	sent     uint64                    // datagrams of networks that are gone
 }
 
 // New makes everything that cfg names: sockets, TAPs with their addresses and MTU. What it made is ready to
 // forward as soon as Run is called. On error nothing is left behind; the error is a *ConfigError if the
-// configuration is at fault.
+// configuration is at fault. Without any network, the underlay's addresses must be stated.
 func New(cfg Config) (*VTEP, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -104,15 +118,20 @@ func New(cfg Config) (*VTEP, error) {
 		features: f,
 		tables:   forward.NewTables(),
 		samples:  forward.NewSamples(sampleCount),
+		names:    map[string]*network{},
 		peers:    map[netip.Addr]PeerStatus{},
 	}
 	if err := v.open(); err != nil {
-		return nil, errors.Join(err, v.Close())
+		return nil, errors.Join(err, v.abandon())
 	}
 	return v, nil
 }
 
 func (v *VTEP) open() error {
+	var err error
+	if v.host, err = link.NamespaceID(); err != nil {
+		return err
+	}
 	locals, err := v.localAddresses()
 	if err != nil {
 		return err
@@ -131,43 +150,60 @@ func (v *VTEP) open() error {
 		}
 		v.endpoints = append(v.endpoints, e)
 	}
+	v.change.Lock()
+	defer v.change.Unlock()
+	v.openInjection()
 	for i := range v.cfg.Networks {
-		n, err := v.openNetwork(&v.cfg.Networks[i])
-		if err != nil {
-			return &HostError{fmt.Sprintf("networks[%d].device", i), err}
-		}
-		v.networks = append(v.networks, n)
-		if err := v.tables.AddNetwork(n.fwd); err != nil {
-			return err
-		}
-	}
-	v.readRoutes()
-	v.publishDestinations()
-	for i, n := range v.networks {
-		if err := v.applyMTU(n); err != nil {
-			return &HostError{fmt.Sprintf("networks[%d].mtu", i), err}
-		}
-		if err := n.up(i); err != nil {
+		if err := v.addNetwork(v.cfg.Networks[i], fmt.Sprintf("networks[%d].", i)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Close removes all interfaces and closes all sockets. Run must have returned, or never been called.
-func (v *VTEP) Close() error {
+// abandon is Close for a VTEP that could not be made: sandboxes that were not there before go, too.
+func (v *VTEP) abandon() error {
 	var errs []error
 	for _, n := range v.networks {
-		if err := n.dev.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("removing %s: %w", n.cfg.Device, err))
+		if n.sandbox != nil && !n.adopted {
+			errs = append(errs, n.closePort(), n.sandbox.Remove())
 		}
 	}
-	for _, e := range append(v.endpoints, v.stale...) {
+	return errors.Join(append(errs, v.Close())...)
+}
+
+// Close removes the interfaces of the host's own networks and closes all sockets. Of a network with a sandbox
+// only the TAP goes: the sandbox, its bridge and the interfaces of the containers stay for the next VTEP on
+// this host, which takes them over in AddNetwork; RemoveNetwork and RemoveOrphans remove them. Run must have
+// returned, or never been called.
+func (v *VTEP) Close() error {
+	v.change.Lock()
+	defer v.change.Unlock()
+	var errs []error
+	for _, n := range v.networks {
+		if err := n.closePort(); err != nil {
+			errs = append(errs, fmt.Errorf("removing %s: %w", n.cfg.Device, err))
+		}
+		if n.sandbox != nil {
+			if err := n.sandbox.Close(); err != nil {
+				errs = append(errs, fmt.Errorf("network %s: %w", n.cfg.Name, err))
+			}
+		}
+	}
+	for _, e := range v.endpoints {
 		if err := e.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("closing the sockets of %v: %w", e.Local, err))
 		}
 	}
-	v.networks, v.endpoints, v.stale = nil, nil, nil
+	if err := v.closeInjection(); err != nil {
+		errs = append(errs, fmt.Errorf("removing the device of %s: %w", FeatureTunnelGSO, err))
+	}
+	v.mu.Lock()
+	v.networks, v.names = nil, map[string]*network{}
+	v.mu.Unlock()
+	v.sendMu.Lock()
+	v.endpoints = nil
+	v.sendMu.Unlock()
 	return errors.Join(errs...)
 }
 
@@ -180,8 +216,8 @@ func (v *VTEP) localAddresses() ([]netip.Addr, error) {
 	byFamily := map[mtu.Family]netip.Addr{}
 	var order []netip.Addr
 	var failed error
-	for _, n := range v.cfg.Networks {
-		for _, p := range n.Peers {
+	for _, peers := range v.allPeers() {
+		for _, p := range peers {
 			if byFamily[mtu.FamilyOf(p)].IsValid() {
 				continue
 			}
@@ -196,11 +232,25 @@ func (v *VTEP) localAddresses() ([]netip.Addr, error) {
 	}
 	if len(order) == 0 {
 		if failed == nil {
-			failed = errors.New("no network has a peer")
+			failed = errNoPeers
 		}
 		return nil, &HostError{"underlay.addresses", fmt.Errorf("none is stated, and none can be derived: %w", failed)}
 	}
 	return order, nil
+}
+
+// allPeers returns the peers of each network, and at the start those that the configuration names.
+func (v *VTEP) allPeers() [][]netip.Addr {
+	var all [][]netip.Addr
+	for _, n := range v.networks {
+		all = append(all, n.peers)
+	}
+	if len(v.networks) == 0 {
+		for _, n := range v.cfg.Networks {
+			all = append(all, n.Peers)
+		}
+	}
+	return all
 }
 
 // openEndpoint opens the sockets at the local address a.
@@ -255,8 +305,11 @@ func (v *VTEP) publishDestinations() {
 	v.dests = v.dests[:0:0]
 	for id := fdb.VTEPID(0); int(id) < v.tables.VTEPs(); id++ {
 		a := v.tables.VTEP(id).Addr
-		v.dests = append(v.dests, underlay.NewDestination(v.endpointFor(a), a, v.cfg.Underlay.Port))
+		d := underlay.NewDestination(v.endpointFor(a), a, v.cfg.Underlay.Port)
+		d.Whole = v.wayTo(id, d.Endpoint)
+		v.dests = append(v.dests, d)
 	}
+	v.whole = wholeLimits(v.dests)
 }
 
 // endpointFor returns the endpoint of a's family, or nil.

@@ -29,13 +29,15 @@ type source interface {
 // another, and writes and sends what comes of it. Why both directions share one worker:
 // docs/adr/0002-workers-wait-in-epoll.md.
 type worker struct {
-	v       *VTEP
-	index   int
-	set     *poll.Set
-	sources map[int]source // by descriptor
-	frames  []frame.Frame
-	buffers []forward.Received
-	sender  *underlay.Sender
+	v        *VTEP
+	index    int
+	set      *poll.Set
+	sources  map[int]source // by descriptor
+	networks map[*forward.Network]*network
+	frames   []frame.Frame
+	buffers  []forward.Received
+	sender   *underlay.Sender
+	done     chan struct{} // closed when run returns
 
 	mu      sync.Mutex
 	pending []func() error // to be done by the worker between turns
@@ -49,10 +51,12 @@ func newWorker(v *VTEP, index int) (*worker, error) {
 	}
 	return &worker{
 		v: v, index: index, set: set,
-		sources: map[int]source{},
-		frames:  make([]frame.Frame, batchSize),
-		buffers: make([]forward.Received, batchSize),
-		sender:  underlay.NewSender(),
+		sources:  map[int]source{},
+		networks: map[*forward.Network]*network{},
+		frames:   make([]frame.Frame, batchSize),
+		buffers:  make([]forward.Received, batchSize),
+		sender:   underlay.NewSender(),
+		done:     make(chan struct{}),
 	}, nil
 }
 
@@ -84,6 +88,7 @@ func (w *worker) halt() {
 
 // run works until halt, and then returns nil, or until something happens after which it cannot go on.
 func (w *worker) run() error {
+	defer close(w.done)
 	for {
 		ready, woken, err := w.set.Wait()
 		if err != nil {
@@ -114,6 +119,35 @@ func (w *worker) run() error {
 	}
 }
 
+// serve begins with n: to write to its TAP, and to read the worker's queue of it, if there is one.
+func (w *worker) serve(n *network) error {
+	w.networks[n.fwd] = n
+	p := n.port.Load()
+	if p == nil || w.index >= len(p.Queues) {
+		return nil
+	}
+	return w.add(w.newOutlet(n, p))
+}
+
+// leave ends with n. What its TAP still holds is dealt with before: the interface is down, so that it comes to an
+// end.
+func (w *worker) leave(n *network) error {
+	defer delete(w.networks, n.fwd)
+	return w.unplug(n)
+}
+
+// unplug stops reading the TAP of n, after what it still holds.
+func (w *worker) unplug(n *network) error {
+	var errs []error
+	for fd, s := range w.sources {
+		if o, ok := s.(*outlet); ok && o.n == n {
+			o.drain()
+			errs = append(errs, w.remove(fd))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // outlet is the egress half: it reads one queue of a TAP and sends to the underlay.
 type outlet struct {
 	w      *worker
@@ -123,9 +157,9 @@ type outlet struct {
 	egress *forward.Egress
 }
 
-func (w *worker) newOutlet(n *network, q int) *outlet {
+func (w *worker) newOutlet(n *network, p *port) *outlet {
 	return &outlet{
-		w: w, n: n, q: q, queue: n.dev.Queues[q],
+		w: w, n: n, q: w.index, queue: p.Queues[w.index],
 		egress: forward.NewEgress(w.v.tables, n.fwd, w.v.samples, forward.Options{
 			Port: w.v.cfg.Underlay.Port, Buckets: w.v.buckets(), MaxSegments: underlay.MaxSegments,
 		}),
@@ -135,25 +169,52 @@ func (w *worker) newOutlet(n *network, q int) *outlet {
 func (o *outlet) FD() int { return o.queue.FD() }
 
 func (o *outlet) turn() error {
+	_, err := o.batch()
+	if err == nil || o.n.sandbox == nil {
+		return err
+	}
+	// Nobody but us has any business in a sandbox. The TAP is made anew, by reconcile.
+	o.n.lost.Store(true)
+	o.w.v.log.Warn("a TAP is lost and will be made anew", "network", o.n.cfg.Name, "error", err)
+	return o.w.remove(o.FD())
+}
+
+// drain handles what the queue holds, as far as nobody goes on filling it.
+func (o *outlet) drain() {
+	for range 2 * queueLength / batchSize {
+		// Not every queue says that it is empty: see the water backend.
+		ready := []unix.PollFd{{Fd: int32(o.FD()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(ready, 0); err != nil || n == 0 || ready[0].Revents&unix.POLLIN == 0 {
+			return
+		}
+		if k, err := o.batch(); err != nil || k == 0 {
+			return
+		}
+	}
+}
+
+// batch handles one batch of frames and returns how many there were.
+func (o *outlet) batch() (int, error) {
 	v, e := o.w.v, o.egress
 	k, err := o.queue.Read(o.w.frames)
 	if err == unix.EAGAIN {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return fmt.Errorf("network %s: reading from TAP %s, which may have been deleted: %w", o.n.cfg.Name, o.n.cfg.Device, err)
+		return 0, fmt.Errorf("network %s: reading from TAP %s, which may have been deleted: %w", o.n.cfg.Name, o.n.cfg.Device, err)
 	}
+	v.sendMu.RLock() // what Process knows of the destinations still holds in Send
+	e.Whole = v.takesWhole()
 	e.Process(o.w.frames[:k], v.now())
 	if len(e.Sends) > 0 {
-		v.sendMu.RLock()
 		o.w.sender.Send(e.Sends, e.Pieces, v.dests, e)
-		v.sendMu.RUnlock()
 	}
+	v.sendMu.RUnlock()
 	for i := range e.Answers {
 		outcome := v.write(o.n, o.q, &gro.Item{Pieces: e.Answers[i : i+1]})
 		e.ReportAnswer(e.Answers[i], outcome)
 	}
-	return nil
+	return k, nil
 }
 
 // inlet is the ingress half: it receives from one socket and writes to the TAPs.
@@ -161,19 +222,13 @@ type inlet struct {
 	w        *worker
 	receiver *underlay.Receiver
 	ingress  *forward.Ingress
-	networks map[*forward.Network]*network
 }
 
 func (w *worker) newInlet(r *underlay.Receiver) *inlet {
-	in := &inlet{
+	return &inlet{
 		w: w, receiver: r,
-		ingress:  forward.NewIngress(w.v.tables, &w.v.drops, w.v.samples, forward.Options{Port: w.v.cfg.Underlay.Port}),
-		networks: make(map[*forward.Network]*network, len(w.v.networks)),
+		ingress: forward.NewIngress(w.v.tables, &w.v.drops, w.v.samples, forward.Options{Port: w.v.cfg.Underlay.Port}),
 	}
-	for _, n := range w.v.networks {
-		in.networks[n.fwd] = n
-	}
-	return in
 }
 
 func (in *inlet) FD() int { return in.receiver.FD() }
@@ -193,7 +248,7 @@ func (in *inlet) turn() error {
 	v.received.Add(uint64(in.ingress.Datagrams))
 	for i := range in.ingress.Deliveries {
 		d := &in.ingress.Deliveries[i]
-		n := in.networks[d.Net]
+		n := in.w.networks[d.Net]
 		for j := range d.Items {
 			in.ingress.Report(d.Net, &d.Items[j], v.write(n, in.w.index, &d.Items[j]))
 		}
@@ -204,10 +259,14 @@ func (in *inlet) turn() error {
 // write gives item to the TAP of n, to a queue that is always the same for a worker, so that a flow keeps its
 // order.
 func (v *VTEP) write(n *network, worker int, item *gro.Item) forward.DropReason {
-	q := worker % len(n.dev.Queues)
-	n.writing[q].Lock()
-	err := n.dev.Queues[q].Write(&item.Offload, item.Pieces)
-	n.writing[q].Unlock()
+	p := n.port.Load()
+	if p == nil {
+		return forward.TAPDown
+	}
+	q := worker % len(p.Queues)
+	p.writing[q].Lock()
+	err := p.Queues[q].Write(&item.Offload, item.Pieces)
+	p.writing[q].Unlock()
 	switch {
 	case err == nil:
 		return forward.NotDropped

@@ -17,9 +17,17 @@ import (
 // size that was asked for. All else goes on without it.
 var ErrNoGSOMaxSize = errors.New("the kernel does not let this device have that gso_max_size")
 
+// errNoDevice means that there is no device of that name or index.
+var errNoDevice = errors.New("there is no such device")
+
 // SetUp brings the device up.
 func SetUp(dev string) error {
 	return change(dev, "bring it up", netlink.LinkSetUp)
+}
+
+// SetDown brings the device down.
+func SetDown(dev string) error {
+	return change(dev, "bring it down", netlink.LinkSetDown)
 }
 
 // SetMTU sets the MTU of the device in bytes, its own header not counted.
@@ -27,6 +35,15 @@ func SetMTU(dev string, bytes int) error {
 	return change(dev, fmt.Sprintf("set its MTU to %d", bytes), func(l netlink.Link) error {
 		return netlink.LinkSetMTU(l, bytes)
 	})
+}
+
+// MTU returns the MTU of the device in bytes.
+func MTU(dev string) (bytes int, err error) {
+	l, err := linkByName(dev)
+	if err != nil {
+		return 0, fmt.Errorf("device %q: read its MTU: %w", dev, err)
+	}
+	return l.Attrs().MTU, nil
 }
 
 // SetMAC gives an Ethernet device the address m, which must be that of one station. The device must be down
@@ -136,7 +153,7 @@ func linkByName(dev string) (netlink.Link, error) {
 	var missing netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &missing), err == nil && l.Attrs().Name != dev:
-		return nil, errors.New("there is no such device")
+		return nil, errNoDevice
 	case err != nil:
 		return nil, err
 	}

@@ -13,10 +13,11 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/mtu"
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 func TestRouteTo(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	addVeth(t, "eth0", "far0", "192.0.2.1/24", "2001:db8:1::1/64")
 	addVeth(t, "eth1", "far1", "198.51.100.1/24", "198.51.100.9/24")
 	if err := SetMTU("eth1", 9000); err != nil {
@@ -85,7 +86,7 @@ func TestRouteTo(t *testing.T) {
 
 // A link-local peer is reached through the device in its zone.
 func TestRouteToLinkLocal(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	addVeth(t, "eth0", "far0", "fe80::a/64")
 	addVeth(t, "eth1", "far1", "fe80::b/64")
 	for dev, src := range map[string]string{"eth0": "fe80::a", "eth1": "fe80::b"} {
@@ -101,7 +102,7 @@ func TestRouteToLinkLocal(t *testing.T) {
 }
 
 func TestHasAddress(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	addVeth(t, "eth0", "far0", "192.0.2.1/24", "2001:db8:1::1/64", "fe80::a/64")
 	for a, want := range map[string]string{
 		"192.0.2.1":        "eth0",
@@ -128,7 +129,7 @@ func TestHasAddress(t *testing.T) {
 }
 
 func TestDeviceSettings(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	openTAP(t, "tap0")
 	for _, err := range []error{
 		SetMTU("tap0", 1450), SetMAC("tap0", addr.MAC{2, 0x42, 0, 0, 0, 1}), SetTxQueueLen("tap0", 10000), SetUp("tap0"),
@@ -172,7 +173,7 @@ func TestDeviceSettings(t *testing.T) {
 }
 
 func TestDeviceErrors(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	openTAP(t, "tap0")
 	_, _, statsErr := Stats("tap9")
 	for what, err := range map[string]error{
@@ -200,7 +201,7 @@ func TestDeviceErrors(t *testing.T) {
 }
 
 func TestSetGSOMaxSize(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	openTAP(t, "tap0")
 	err := SetGSOMaxSize("tap0", 62000)
 	if errors.Is(err, ErrNoGSOMaxSize) {
@@ -224,7 +225,7 @@ func TestSetGSOMaxSize(t *testing.T) {
 
 // A TAP that nobody reads fills up; what the kernel drops then is what Stats says.
 func TestStatsCountsOverflow(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	openTAP(t, "tap0")
 	for _, err := range []error{SetTxQueueLen("tap0", 2), SetUp("tap0"), AddAddress("tap0", netip.MustParsePrefix("10.42.0.1/24"))} {
 		if err != nil {

@@ -3,52 +3,17 @@
 package link
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// enterNamespace moves the test to a new network namespace, with its loopback device up. The namespace has no name
-// and ends with the test. The test stays on its thread; threads that were started meanwhile by the runtime
-// inherit nothing, since those are cloned from one that never leaves home.
-func enterNamespace(t *testing.T) {
-	t.Helper()
-	runtime.LockOSThread()
-	home, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns, err := netns.New()
-	if err != nil {
-		home.Close()
-		runtime.UnlockOSThread()
-		if errors.Is(err, unix.EPERM) && os.Getenv("CI") != "true" {
-			t.Skip("needs root: network namespaces")
-		}
-		t.Fatalf("make a network namespace: %v", err)
-	}
-	t.Cleanup(func() {
-		ns.Close()
-		defer home.Close()
-		// A thread that cannot go home is not given back: it stays locked and ends with the test.
-		if err := netns.Set(home); err == nil {
-			runtime.UnlockOSThread()
-		}
-	})
-	if err := SetUp("lo"); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // addVeth makes a pair of devices, gives the first addresses, and brings both up.
 func addVeth(t *testing.T, name, peer string, addresses ...string) {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 // self is how this process is described.
@@ -26,7 +28,7 @@ func self(t *testing.T) string {
 }
 
 func TestDeviceOwner(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	addVeth(t, "eth0", "far0")
 	name := fmt.Sprintf("tap%d", os.Getpid())
 	tap := openTAP(t, name)
@@ -50,7 +52,7 @@ func TestDeviceOwner(t *testing.T) {
 }
 
 func TestUDPPortOwner(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	addVeth(t, "eth0", "far0", "192.0.2.1/24", "192.0.2.9/24", "2001:db8::1/64")
 	me := self(t)
 	listen := func(network, address string) {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 const patience = 10 * time.Second
@@ -61,7 +63,7 @@ func awaitEnd(t *testing.T, wake <-chan struct{}) {
 }
 
 func TestWatch(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	wake, err := Watch(ctx, slog.New(slog.DiscardHandler))
@@ -119,7 +121,7 @@ func TestWatch(t *testing.T) {
 
 // When more happens than the socket holds, the reader is woken, and again by the next change.
 func TestWatchOverrun(t *testing.T) {
-	enterNamespace(t)
+	linktest.Enter(t)
 	f, err := subscribe()
 	if err != nil {
 		t.Fatal(err)

@@ -1,16 +1,13 @@
 package tap
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -18,10 +15,8 @@ import (
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
-
-// patience is how long a test waits for what must come.
-const patience = 10 * time.Second
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
@@ -29,34 +24,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // own to say on a TAP. The test keeps its thread; the namespace ends with what holds it.
 func enterNamespace(t *testing.T) {
 	t.Helper()
-	runtime.LockOSThread()
-	home, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns, err := netns.New()
-	if err != nil {
-		home.Close()
-		runtime.UnlockOSThread()
-		if errors.Is(err, unix.EPERM) && os.Getenv("CI") != "true" {
-			t.Skip("needs root: network namespaces")
-		}
-		t.Fatalf("make a network namespace: %v", err)
-	}
-	t.Cleanup(func() {
-		ns.Close()
-		defer home.Close()
-		// A thread that cannot go home is not given back: it ends with the test.
-		if err := netns.Set(home); err == nil {
-			runtime.UnlockOSThread()
-		}
-	})
-	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := link.SetUp("lo"); err != nil {
-		t.Fatal(err)
-	}
+	linktest.Enter(t)
+	linktest.Setting(t, "net/ipv6/conf/default/disable_ipv6", "1")
 }
 
 // open opens a TAP that is closed with the test.
@@ -110,14 +79,14 @@ func neighbor(name string) error {
 func await(t *testing.T, q Queue) {
 	t.Helper()
 	fds := []unix.PollFd{{Fd: int32(q.FD()), Events: unix.POLLIN}}
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(linktest.Patience)
 	for {
 		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || n == 0 {
-			t.Fatalf("nothing to read within %v: %v", patience, err)
+			t.Fatalf("nothing to read within %v: %v", linktest.Patience, err)
 		}
 		return
 	}
@@ -165,7 +134,7 @@ func packetSocket(t *testing.T, dev string, etherType uint16) int {
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	for _, err := range []error{
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)}),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(linktest.Patience / time.Second)}),
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20),
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
 		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: wire, Ifindex: l.Attrs().Index}),
@@ -186,7 +155,7 @@ func udpSocket(t *testing.T, port int) int {
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	for _, err := range []error{
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)}),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(linktest.Patience / time.Second)}),
 		unix.Bind(fd, &unix.SockaddrInet4{Addr: frametest.IP4(1).As4(), Port: port}),
 	} {
 		if err != nil {
@@ -218,9 +187,4 @@ func descriptors(t *testing.T) int {
 	return n
 }
 
-// sysctl sets a variable of the network namespace that the thread is in.
-func sysctl(name, value string) error {
-	return os.WriteFile("/proc/sys/"+name, []byte(value), 0)
-}
-
-func deadline() time.Time { return time.Now().Add(patience) }
+func deadline() time.Time { return time.Now().Add(linktest.Patience) }

@@ -17,6 +17,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 // cable is two TAPs in two namespaces, and a goroutine for each direction that carries what it reads from the
@@ -84,9 +85,9 @@ func station(t *testing.T, n, other uint16) {
 		t.Fatal(err)
 	}
 	mac, far := frametest.MAC(n), frametest.MAC(other)
+	linktest.Setting(t, "net/ipv6/conf/tap0/disable_ipv6", "0")
+	linktest.Setting(t, "net/ipv6/conf/tap0/accept_dad", "0")
 	errs := []error{
-		sysctl("net/ipv6/conf/tap0/disable_ipv6", "0"),
-		sysctl("net/ipv6/conf/tap0/accept_dad", "0"),
 		netlink.LinkSetHardwareAddr(l, net.HardwareAddr(mac[:])),
 		link.AddAddress("tap0", netip.PrefixFrom(frametest.IP4(n), 16)),
 		link.AddAddress("tap0", netip.PrefixFrom(frametest.IP6(n), 64)),

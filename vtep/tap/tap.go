@@ -69,7 +69,7 @@ const maxFrame = 65536 + 64
 // Open makes the TAP that c describes. It fails if an interface of that name exists, so that nobody's
 // interface is taken over.
 func Open(c Config) (*Device, error) {
-	if err := validName(c.Name); err != nil {
+	if err := ValidName(c.Name); err != nil {
 		return nil, fmt.Errorf("opening TAP %q: %w", c.Name, err)
 	}
 	if c.VNet {
@@ -78,9 +78,9 @@ func Open(c Config) (*Device, error) {
 	return openWater(c)
 }
 
-// validName refuses what the kernel would not call an interface (dev_valid_name), and what it would take for a
+// ValidName refuses what the kernel would not call an interface (dev_valid_name), and what it would take for a
 // pattern and call the interface something else.
-func validName(name string) error {
+func ValidName(name string) error {
 	switch {
 	case len(name) == 0 || len(name) >= unix.IFNAMSIZ:
 		return fmt.Errorf("the name must have 1 to %d bytes", unix.IFNAMSIZ-1)

@@ -10,5 +10,5 @@
 // (ENOBUFS) instead of discarding the datagram.
 //
 // The package starts no goroutines. A Receiver and a Sender belong to one goroutine each; the sockets of an
-// Endpoint are shared by all Senders. It imports dataplane and nothing else of this module. Linux only.
+// Endpoint are shared by all Senders. It imports dataplane and vtep/inject. Linux only.
 package underlay

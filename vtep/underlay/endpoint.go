@@ -49,7 +49,8 @@ type Endpoint struct {
 	log     *slog.Logger
 	batch   int // messages a system call
 	sources []int
-	owned   []int // file descriptors to close
+	ports   []uint16 // of the sources
+	owned   []int    // file descriptors to close
 	gso     atomic.Bool
 	failed  sync.Once // the log has been told of an error without a drop reason of its own
 
@@ -103,16 +104,16 @@ func (e *Endpoint) open(c Config) error {
 	}
 	if c.Sources == 0 {
 		r := e.Receivers[0]
-		e.sources = []int{r.fd}
+		e.sources, e.ports = []int{r.fd}, []uint16{c.Port}
 		r.drainErrors = func() { e.drainErrors(r.fd) }
 		return e.sending(r.fd, c)
 	}
 	for range c.Sources {
-		fd, err := e.source(c)
+		fd, port, err := e.source(c)
 		if err != nil {
 			return err
 		}
-		e.sources = append(e.sources, fd)
+		e.sources, e.ports = append(e.sources, fd), append(e.ports, port)
 	}
 	return nil
 }
@@ -149,20 +150,20 @@ func (e *Endpoint) receiver(c Config) (int, error) {
 	return fd, nil
 }
 
-// source opens a socket that only sends.
-func (e *Endpoint) source(c Config) (int, error) {
+// source opens a socket that only sends, and returns it with its port.
+func (e *Endpoint) source(c Config) (int, uint16, error) {
 	fd, err := udpSocket(c)
 	if err != nil {
-		return -1, err
+		return -1, 0, err
 	}
 	e.owned = append(e.owned, fd)
 	if err := e.sending(fd, c); err != nil {
-		return -1, err
+		return -1, 0, err
 	}
 	// What strangers send to this port is discarded before it takes memory.
 	none := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none[0]}); err != nil {
-		return -1, fmt.Errorf("attaching a filter: %w", err)
+		return -1, 0, fmt.Errorf("attaching a filter: %w", err)
 	}
 	const tries = 64
 	for range tries {
@@ -172,10 +173,10 @@ func (e *Endpoint) source(c Config) (int, error) {
 		}
 		err = bind(fd, c.Local, uint16(port))
 		if !errors.Is(err, unix.EADDRINUSE) {
-			return fd, err
+			return fd, uint16(port), err
 		}
 	}
-	return -1, fmt.Errorf("finding a free source port from %d to %d in %d tries: %v", firstSource, lastSource, tries, err)
+	return -1, 0, fmt.Errorf("finding a free source port from %d to %d in %d tries: %v", firstSource, lastSource, tries, err)
 }
 
 // sending sets what a socket that sends needs.
@@ -196,6 +197,9 @@ func (e *Endpoint) sending(fd int, c Config) error {
 		err = errors.Join(err,
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE),
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, c.TTL),
+			// The entropy is in the source port. A flow label too would have to be the same for what does not
+			// pass a socket.
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_AUTOFLOWLABEL, 0),
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
 	}
 	if err != nil {

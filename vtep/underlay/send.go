@@ -11,13 +11,17 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/vtep/inject"
 )
 
 // Destination is a peer as the kernel wants it.
 type Destination struct {
 	Endpoint *Endpoint // from which it is reached; nil if it cannot be
-	name     [nameLen]byte
-	nameLen  uint32
+	// Whole is the way of superframes that are sent uncut, with the same addresses and ports; nil if there is
+	// none, and then there must be no such sends.
+	Whole   *inject.Path
+	name    [nameLen]byte
+	nameLen uint32
 }
 
 // NewDestination describes the peer at a, reached from e, which has an address of the same family.
@@ -68,6 +72,8 @@ type Sender struct {
 	fd   int
 	redo []*forward.Send // to be sent once more, without segmentation
 	wait bool            // whether a full socket is still waited for
+	// whole writes what is sent uncut
+	whole inject.Writer
 }
 
 // NewSender makes a Sender.
@@ -105,6 +111,10 @@ func (s *Sender) add(snd *forward.Send, pieces [][]byte, dest []Destination, to 
 	}
 	d := &dest[snd.VTEP]
 	e := d.Endpoint
+	if snd.Whole {
+		s.inject(snd, d, pieces[snd.First], to)
+		return
+	}
 	fd := e.sources[snd.Bucket&(len(e.sources)-1)]
 	if fd != s.fd || e != s.from {
 		s.flush(to)
@@ -124,6 +134,28 @@ func (s *Sender) add(snd *forward.Send, pieces [][]byte, dest []Destination, to 
 		}
 		s.message(snd, d, one, 1, bytes, to)
 	}
+}
+
+// inject sends a superframe uncut, after everything that was to go before it.
+func (s *Sender) inject(snd *forward.Send, d *Destination, datagram []byte, to Reporter) {
+	s.flush(to)
+	errno := unix.EINVAL
+	if d.Whole != nil {
+		source := d.Endpoint.ports[snd.Bucket&(len(d.Endpoint.ports)-1)]
+		errno = s.whole.Write(d.Whole, source, snd.TOS, &snd.Offload, datagram)
+		if errno == unix.EAGAIN && s.wait {
+			d.Whole.Device().Wait(sendWait)
+			errno = s.whole.Write(d.Whole, source, snd.TOS, &snd.Offload, datagram)
+			s.wait = errno != unix.EAGAIN
+		}
+	}
+	o := forward.NotDropped
+	if errno != 0 {
+		if o = outcome(errno); o == forward.SendFailed {
+			d.Endpoint.logFailure(errno)
+		}
+	}
+	to.Report(snd, snd.Frames, snd.Bytes, o)
 }
 
 // message fills in one message.
