@@ -9,11 +9,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/overlayd/overlayd/bench/compare"
 	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/controlplane/api"
-	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
 )
 
 // The exit codes.
@@ -29,15 +29,23 @@ const (
 
 	// callTimeout bounds one question to the daemon, which answers from memory.
 	callTimeout = 30 * time.Second
+	// changeTimeout bounds one change of the cluster. The daemon gives up earlier, and says why.
+	changeTimeout = 70 * time.Second
 	// completionTimeout bounds what the shell waits for when a key is pressed.
 	completionTimeout = time.Second
 )
 
 // environment is what the program takes from outside.
 type environment struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	now            func() time.Time
+	// namespaces returns the names of the network namespaces of this host.
+	namespaces func() []string
+	// recoverNode makes the manager whose data directory is given the only one of its cluster, and returns the ID of
+	// its node. Its daemon must not run.
+	recoverNode func(dir string) (string, error)
 }
 
 // app is one run of the program.
@@ -93,12 +101,13 @@ func run(ctx context.Context, args []string, env environment) int {
 func (a *app) newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "overlayctl",
-		Short: "See what the overlayd of this host does",
+		Short: "See what the overlayd of this host does, and run its cluster",
 		Long: `overlayctl asks the overlayd of this host what it forwards, to whom, and what
-it drops.
+it drops. Through it, it makes hosts into a cluster, and networks and endpoints
+in there; any host of the cluster will do.
 
 Exit code: 0 when all went well, 1 when something failed, such as a daemon
-that does not run, 2 when the command line is at fault.`,
+that does not run, or was refused, 2 when the command line is at fault.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -107,7 +116,12 @@ that does not run, 2 when the command line is at fault.`,
 		socket = defaultSocket
 	}
 	root.PersistentFlags().StringVar(&a.socket, "socket", socket, "`path` of the daemon's socket; the environment variable "+socketEnv+" sets the default")
-	root.AddCommand(a.statusCommand(), a.networkCommand(), a.fdbCommand(), a.peersCommand(), a.dropsCommand(), a.versionCommand(), lab.Command(), compare.Command())
+	root.AddCommand(
+		a.initCommand(), a.joinCommand(), a.leaveCommand(), a.tokenCommand(), a.nodeCommand(), a.clusterCommand(), a.backupCommand(), a.restoreCommand(),
+		a.networkCommand(), a.endpointCommand(),
+		a.statusCommand(), a.fdbCommand(), a.peersCommand(), a.dropsCommand(), a.versionCommand(),
+		lab.Command(), compare.Command(),
+	)
 	a.prepare(root)
 	return root
 }
@@ -149,36 +163,46 @@ func subcommands(cmd *cobra.Command) string {
 // addOutput gives a listing the flag -o.
 func (a *app) addOutput(cmd *cobra.Command) {
 	cmd.Flags().VarP(&a.output, "output", "o", "table or json")
-	// The error says that the flag does not exist or is completed already; both would be seen at once.
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{string(formatTable), string(formatJSON)}, cobra.ShellCompDirectiveNoFileComp))
+	completeFlag(cmd, "output", cobra.FixedCompletions([]string{string(formatTable), string(formatJSON)}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // ask runs f with a client whose calls are bounded in time.
 func (a *app) ask(ctx context.Context, f func(context.Context, *api.Client) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	return a.within(ctx, callTimeout, f)
+}
+
+// change is ask for what changes the cluster.
+func (a *app) change(ctx context.Context, f func(context.Context, *api.Client) error) error {
+	return a.within(ctx, changeTimeout, f)
+}
+
+func (a *app) within(ctx context.Context, timeout time.Duration, f func(context.Context, *api.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	client := api.NewClient(a.socket)
 	defer client.Close()
 	err := f(ctx, client)
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("overlayd did not answer on %s within %v: look at its log, or at what keeps it busy", a.socket, callTimeout)
+		return fmt.Errorf("overlayd did not answer on %s within %v: look at its log, or at what keeps it busy", a.socket, timeout)
 	}
 	return err
 }
 
-// completeNetwork offers the names of the networks to the shell.
-func (a *app) completeNetwork(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
-	defer cancel()
-	client := api.NewClient(a.socket)
-	defer client.Close()
-	res, err := client.ListNetworks(ctx, &overlaydv1.ListNetworksRequest{})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
+// answer prints the answer to a request as JSON, or says in a sentence what has happened.
+func (a *app) answer(res proto.Message, format string, args ...any) error {
+	if a.output == formatJSON {
+		return printJSON(a.stdout, res)
 	}
-	var names []string
-	for _, n := range res.Networks {
-		names = append(names, cobra.CompletionWithDesc(n.Name, fmt.Sprintf("VNI %d", n.Vni)))
+	_, err := fmt.Fprintf(a.stdout, format+"\n", args...)
+	return err
+}
+
+// exactly makes a command take as many arguments as it has names for them.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == len(names) {
+			return nil
+		}
+		return fmt.Errorf("%s takes %s, not %s", strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" "), strings.Join(names, " and "), plural(uint64(len(args)), "argument"))
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -82,11 +82,23 @@ func content() apitest.Content {
 
 // call runs the program once.
 func call(ctx context.Context, getenv map[string]string, args ...string) (code int, stdout, stderr string) {
+	return callWith(ctx, "", getenv, args...)
+}
+
+// callWith is call with a standard input.
+func callWith(ctx context.Context, stdin string, getenv map[string]string, args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	code = run(ctx, args, environment{
-		stdout: &out, stderr: &errs,
-		getenv: func(k string) string { return getenv[k] },
-		now:    func() time.Time { return now },
+		stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs,
+		getenv:     func(k string) string { return getenv[k] },
+		now:        func() time.Time { return now },
+		namespaces: func() []string { return []string{"c1", "c2"} },
+		recoverNode: func(dir string) (string, error) {
+			if dir != "/var/lib/overlayd" {
+				return "", fmt.Errorf("recover the cluster from %s: there is no data of a manager: name the data directory of the daemon", dir)
+			}
+			return "000000000000000a", nil
+		},
 	})
 	return code, out.String(), errs.String()
 }
@@ -188,12 +200,12 @@ func TestFaults(t *testing.T) {
 		{"status -o xml", exitUsage, `invalid argument "xml" for "-o, --output" flag: choose table or json; see overlayctl --help`},
 		{"status --lag", exitUsage, `unknown flag: --lag; see overlayctl --help`},
 		{"status now", exitUsage, `unknown command "now" for "overlayctl status"; see overlayctl --help`},
-		{"network", exitUsage, `overlayctl network needs one of the commands ls; see overlayctl --help`},
+		{"network", exitUsage, `overlayctl network needs one of the commands create, inspect, ls, rm; see overlayctl --help`},
 		{"lab upp", exitUsage, `overlayctl lab has no command "upp": choose from down, exec, run, status, up; see overlayctl --help`},
 		{"lab up", exitUsage, `accepts 1 arg(s), received 0; see overlayctl --help`},
-		{"network rm", exitUsage, `overlayctl network has no command "rm": choose from ls; see overlayctl --help`},
-		{"", exitUsage, `overlayctl needs one of the commands bench, completion, drops, fdb, lab, network, peers, status, version; see overlayctl --help`},
-		{"stat", exitUsage, `overlayctl has no command "stat": choose from bench, completion, drops, fdb, lab, network, peers, status, version; see overlayctl --help`},
+		{"network remake", exitUsage, `overlayctl network has no command "remake": choose from create, inspect, ls, rm; see overlayctl --help`},
+		{"", exitUsage, `overlayctl needs one of the commands backup, bench, cluster, completion, drops, endpoint, fdb, init, join, lab, leave, network, node, peers, restore, status, token, version; see overlayctl --help`},
+		{"stat", exitUsage, `overlayctl has no command "stat": choose from backup, bench, cluster, completion, drops, endpoint, fdb, init, join, lab, leave, network, node, peers, restore, status, token, version; see overlayctl --help`},
 	} {
 		code, out, errs := call(t.Context(), map[string]string{"OVERLAYD_SOCKET": socket}, strings.Fields(c.args)...)
 		if code != c.code || out != "" || errs != "overlayctl: "+c.want+"\n" {

@@ -38,8 +38,7 @@ many are dropped, the daemon remembers only the most recent ones.`,
 	a.addOutput(cmd)
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "show single frames as they are dropped")
 	cmd.Flags().StringVar(&network, "network", "", "only those of this `network`")
-	// As in addOutput.
-	_ = cmd.RegisterFlagCompletionFunc("network", a.completeNetwork)
+	completeFlag(cmd, "network", a.completeNetwork())
 	return cmd
 }
 

@@ -21,12 +21,38 @@ func printJSON(w io.Writer, m proto.Message) error {
 	if err != nil {
 		return err
 	}
+	return indent(w, line)
+}
+
+// printWith prints a message as JSON, with one more field that holds a second message.
+func printWith(w io.Writer, m proto.Message, name string, second proto.Message) error {
+	line, err := api.MarshalJSON(m)
+	if err != nil {
+		return err
+	}
+	below, err := api.MarshalJSON(second)
+	if err != nil {
+		return err
+	}
+	// The API writes every field, so the first one has at least one.
+	return indent(w, fmt.Appendf(nil, "%s,%q:%s}", bytes.TrimSuffix(line, []byte("}")), name, below))
+}
+
+// printValue prints as JSON what is no message of the API.
+func printValue(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// indent prints JSON for people.
+func indent(w io.Writer, line []byte) error {
 	var out bytes.Buffer
 	if err := json.Indent(&out, line, "", "  "); err != nil {
 		return fmt.Errorf("indent JSON: %w", err)
 	}
 	out.WriteByte('\n')
-	_, err = w.Write(out.Bytes())
+	_, err := w.Write(out.Bytes())
 	return err
 }
 

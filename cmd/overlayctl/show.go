@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -15,58 +14,12 @@ import (
 // pageRows is how many rows of a forwarding database are gathered before they are printed.
 const pageRows = 65536
 
-func (a *app) networkCommand() *cobra.Command {
-	ls := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List the networks of this node, with their counters in frames",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.ask(cmd.Context(), a.listNetworks)
-		},
-	}
-	a.addOutput(ls)
-	group := &cobra.Command{Use: "network", Short: "Networks of this node"}
-	group.AddCommand(ls)
-	return group
-}
-
-func (a *app) listNetworks(ctx context.Context, c *api.Client) error {
-	res, err := c.ListNetworks(ctx, &overlaydv1.ListNetworksRequest{})
-	if err != nil {
-		return err
-	}
-	if a.output == formatJSON {
-		return printJSON(a.stdout, res)
-	}
-	t := newTable(a.stdout, left("NETWORK"), right("VNI"), left("DEVICE"), left("ADDRESS"), right("MTU"), right("PEERS"), right("FDB"),
-		right("TAP IN"), right("TAP OUT"), right("UNDERLAY IN"), right("UNDERLAY OUT"), right("DROPPED"))
-	for _, n := range res.Networks {
-		k := n.GetCounters()
-		t.add(n.Name, strconv.Itoa(int(n.Vni)), n.Device, strings.Join(n.Addresses, ","), strconv.Itoa(int(n.Mtu)),
-			strconv.Itoa(len(n.Peers)), count(n.FdbEntries),
-			count(k.GetTapIn().GetFrames()), count(k.GetTapOut().GetFrames()),
-			count(k.GetUnderlayIn().GetFrames()), count(k.GetUnderlayOut().GetFrames()), count(k.GetFramesDropped()))
-	}
-	return t.flush()
-}
-
 func (a *app) fdbCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "fdb NETWORK",
-		Short: "Show behind which VTEP each station of a network lives",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return fmt.Errorf("fdb takes the name of one network, not %d arguments", len(args))
-			}
-			return nil
-		},
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
-			if len(args) > 0 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return a.completeNetwork(cmd, args, toComplete)
-		},
+		Use:               "fdb NETWORK",
+		Short:             "Show behind which VTEP each station of a network lives",
+		Args:              exactly("the name of one network"),
+		ValidArgsFunction: positions(a.completeNetwork()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.ask(cmd.Context(), func(ctx context.Context, c *api.Client) error { return a.listFDB(ctx, c, args[0]) })
 		},

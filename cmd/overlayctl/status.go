@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"github.com/overlayd/overlayd/controlplane/api"
@@ -31,8 +32,17 @@ func (a *app) status(ctx context.Context, c *api.Client) error {
 	if err != nil {
 		return err
 	}
-	if a.output == formatJSON {
-		return printJSON(a.stdout, res)
+	cluster, clusterErr := c.GetClusterStatus(ctx, &overlaydv1.GetClusterStatusRequest{})
+	if noCluster(clusterErr) {
+		clusterErr = nil
+	}
+	// If the cluster cannot be asked, what is known of the node stands, and the error comes behind it.
+	switch {
+	case a.output != formatJSON:
+	case cluster == nil:
+		return firstError(printJSON(a.stdout, res), clusterErr)
+	default:
+		return printWith(a.stdout, res, "cluster", cluster.GetStatus())
 	}
 	networks, err := c.ListNetworks(ctx, &overlaydv1.ListNetworksRequest{})
 	if err != nil {
@@ -47,6 +57,7 @@ func (a *app) status(ctx context.Context, c *api.Client) error {
 	p := &paragraph{}
 	p.add("node", "%s, up %s, process %d", st.GetNode(), span(a.now().Sub(st.GetStartTime().AsTime())), st.GetPid())
 	p.add("version", "%s", api.VersionLine(st.GetVersion()))
+	describeCluster(p, cluster.GetStatus())
 	p.add("underlay", "%s, UDP port %d", strings.Join(u.GetAddresses(), ", "), u.GetPort())
 	p.add("datagrams", "%s received, %s sent", count(u.GetDatagramsIn()), count(u.GetDatagramsOut()))
 	if n := u.GetReceiveOverflow(); n > 0 {
@@ -88,7 +99,25 @@ func (a *app) status(ctx context.Context, c *api.Client) error {
 			p.add("without", "%s: %s", f.Name, f.Reason)
 		}
 	}
-	return p.print(a.stdout)
+	return firstError(p.print(a.stdout), clusterErr)
+}
+
+// noCluster reports whether an error says that there is no cluster here: the node is in none, or the daemon offers
+// none.
+func noCluster(err error) bool {
+	kind, _ := api.Info(err)
+	return kind == api.NotMember || connect.CodeOf(err) == connect.CodeUnimplemented
+}
+
+// describeCluster tells of the cluster that the node is in, if it is in one.
+func describeCluster(p *paragraph, st *overlaydv1.ClusterStatus) {
+	if st == nil {
+		return
+	}
+	p.add("cluster", "%s, %s, quorum: %s", st.GetClusterId(), roleText(st.GetNode()), quorumText(st))
+	for _, problem := range st.GetProblems() {
+		p.add("", "%s", problem)
+	}
 }
 
 func describePeers(p *paragraph, peers []*overlaydv1.Peer) {
@@ -187,9 +216,7 @@ func (a *app) versionJSON(own, daemon *overlaydv1.Version) error {
 		}
 		parts.Overlayd = (*json.RawMessage)(&raw)
 	}
-	enc := json.NewEncoder(a.stdout)
-	enc.SetIndent("", "  ")
-	return enc.Encode(parts)
+	return printValue(a.stdout, parts)
 }
 
 func firstError(errs ...error) error {
