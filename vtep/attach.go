@@ -153,6 +153,8 @@ func (n *network) checkAddresses(a *Attachment) error {
 			return &ConfigError{field, err}
 		}
 		switch {
+		case p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast():
+			return &ConfigError{field, fmt.Errorf("%v is not an address of a network: choose another", p.Addr())}
 		case slices.Contains(n.cfg.Gateways, p.Addr()):
 			return &ConfigError{field, fmt.Errorf("%v is that of the network's gateway: choose another", p.Addr())}
 		case slices.Contains(addressesOf(a.Addresses[:i]), p.Addr()):

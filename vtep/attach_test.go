@@ -273,6 +273,8 @@ func TestFailedAttachmentsLeaveNothing(t *testing.T) {
 		"MAC taken":           {func(a *Attachment) { a.MAC = frametest.MAC(101) }, "mac", "endpoint"},
 		"no address":          {func(a *Attachment) { a.Addresses[0] = netip.Prefix{} }, "addresses[0]", "missing"},
 		"group address":       {func(a *Attachment) { a.Addresses[1] = netip.MustParsePrefix("ff02::1/64") }, "addresses[1]", "one host"},
+		"loopback":            {func(a *Attachment) { a.Addresses[0] = netip.MustParsePrefix("127.0.0.9/8") }, "addresses[0]", "not an address"},
+		"link-local":          {func(a *Attachment) { a.Addresses[1] = netip.MustParsePrefix("fe80::9/64") }, "addresses[1]", "not an address"},
 		"address taken":       {func(a *Attachment) { a.Addresses[1] = netip.PrefixFrom(inside6(1), 64) }, "addresses[1]", "endpoint"},
 		"gateway's address":   {func(a *Attachment) { a.Addresses[0] = netip.PrefixFrom(gateway4, 24) }, "addresses[0]", "gateway"},
 		"address twice":       {func(a *Attachment) { a.Addresses = append(a.Addresses, a.Addresses[0]) }, "addresses[2]", "twice"},
@@ -294,7 +296,24 @@ func TestFailedAttachmentsLeaveNothing(t *testing.T) {
 			t.Errorf("%s: tables %v, %v before", name, now, before)
 		}
 	}
-	// The last step fails, after all others have been done.
+	// The last step in the container fails: its gateway is itself, by an address that it has elsewhere.
+	linktest.In(t, container, func() {
+		linktest.Must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "x0"}}),
+			link.SetUp("x0"), link.AddAddress("x0", netip.PrefixFrom(gateway6, 128)))
+	})
+	if _, err := v.Attach("blue", endpoint(0, container)); err == nil || !strings.Contains(err.Error(), "default route by way of fd42::1") {
+		t.Errorf("with itself for a gateway: %v", err)
+	}
+	linktest.In(t, container, func() {
+		if d := linktest.Devices(t); !slices.Equal(d, []string{"lo", "x0"}) {
+			t.Errorf("devices of the container %v", d)
+		}
+		linktest.Must(t, netlink.LinkDel(linktest.Device(t, "x0")))
+	})
+	if now := tablesOf(n.fwd); !slices.Equal(now, before) {
+		t.Errorf("tables %v, %v before", now, before)
+	}
+	// The last step of all fails, after all others have been done.
 	a := endpoint(0, container)
 	a.Addresses = append(a.Addresses, netip.PrefixFrom(inside4(5), 24)) // that of a station elsewhere
 	linktest.In(t, n.sandbox.Name(), func() { linktest.Must(t, netlink.LinkDel(linktest.Device(t, "br0"))) })

@@ -11,8 +11,20 @@
 //   - watch, one: on changes of links, addresses and routes derives MTUs anew and moves to another underlay
 //     address if need be.
 //   - age, one: forgets learned MAC addresses that have been silent.
+//   - reconcile, one: every two seconds compares tables and sandboxes with what was stated, and heals them.
 //   - halt, one: wakes the workers when the context ends.
 //   - "link watch" of package link, one.
+//
+// Networks, their peers, the stations behind them and the containers that are attached come and go at any time:
+// AddNetwork and its siblings. A network of the host has its TAP among the host's interfaces. A network with a
+// sandbox has it in a network namespace of its own, on a bridge that has a port for each container; see package
+// link. What concerns a sandbox is done on threads that enter it for that; package link starts a goroutine for each
+// such piece of work and waits for it.
+//
+// What a network ought to hold is kept apart from what it holds (type stations, Network, Attachment), so that the
+// two can be compared. All changes are serialised by one mutex, VTEP.change. A worker is told of them by functions
+// that it calls between two batches, and what is taken away from it is closed only once it has done so: no frame is
+// handed to a TAP that is gone.
 //
 // Workers share forward.Tables, whose reads are lock-free. A queue of a TAP is written under its own mutex,
 // since several workers may write to it where a TAP has fewer queues than there are workers; senders hold a

@@ -197,13 +197,21 @@ func (s *stations) healOne(n *forward.Network, at uint32) int {
 		n.FDB.SetStatic(st.mac, st.vtep)
 		healed++
 	}
-	for _, ip := range s.addresses(at) {
-		if owner, ok := n.Neighbors.Lookup(ip); !ok || owner != st.mac {
-			n.Neighbors.Set(ip, st.mac)
-			healed++
-		}
+	if st.one { // without making a list: there may be a million
+		return healed + healAddress(n, netip.AddrFrom4(st.ip), st.mac)
+	}
+	for _, ip := range s.more[st.mac] {
+		healed += healAddress(n, ip, st.mac)
 	}
 	return healed
+}
+
+func healAddress(n *forward.Network, ip netip.Addr, mac addr.MAC) int {
+	if owner, ok := n.Neighbors.Lookup(ip); ok && owner == mac {
+		return 0
+	}
+	n.Neighbors.Set(ip, mac)
+	return 1
 }
 
 // sweep removes entries that nobody stated.

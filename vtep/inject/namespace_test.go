@@ -42,7 +42,8 @@ func TestMain(m *testing.M) {
 // of them at a time.
 type hosts struct {
 	ns  [2]netns.NsHandle
-	dev *Device // of the first one
+	dev *Device      // of the first one
+	udp map[bool]int // sockets of listen, by family
 }
 
 // The hosts of a test.
@@ -55,7 +56,7 @@ const (
 // with the test.
 func newHosts(t *testing.T) *hosts {
 	t.Helper()
-	h := &hosts{ns: [2]netns.NsHandle{newSpace(t), newSpace(t)}}
+	h := &hosts{ns: [2]netns.NsHandle{newSpace(t), newSpace(t)}, udp: map[bool]int{}}
 	h.enter(t, here)
 	must(t, netlink.LinkAdd(&netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1500}, PeerName: "eth0", PeerNamespace: netlink.NsFd(h.ns[there]),
@@ -153,9 +154,12 @@ func (h *hosts) path(t *testing.T, v6, checksum bool) *Path {
 	return p
 }
 
-// listen opens a UDP socket there, at the address of the family and the VXLAN port.
+// listen returns the UDP socket there, at the address of the family and the VXLAN port.
 func (h *hosts) listen(t *testing.T, v6 bool) int {
 	t.Helper()
+	if fd, open := h.udp[v6]; open {
+		return fd
+	}
 	h.enter(t, there)
 	defer h.enter(t, here)
 	family := unix.AF_INET
@@ -167,6 +171,7 @@ func (h *hosts) listen(t *testing.T, v6 bool) int {
 	must(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
 	must(t, unix.Bind(fd, at), limit(fd))
+	h.udp[v6] = fd
 	return fd
 }
 

@@ -18,11 +18,17 @@ const (
 	probeSegment  = 1000 // bytes of payload
 	probeSegments = 3
 	probeSource   = 49152
-	// probeWait is far more than the kernel needs, which sends the packet back within the write.
+	// probeWait is how long a packet may take that does not come back within the write.
 	probeWait = 100 * time.Millisecond
+	// probeTries is how often each may do so, since on a busy machine one may be held up.
+	probeTries = 3
 	// probeReads bounds how many packets of others are passed over: the kernel may say something on a new device.
 	probeReads = 16
 )
+
+// errLate means that a packet is not dealt with within the write.
+var errLate = errors.New("the kernel hands packets on to another core, so that they could overtake those of the sockets: " +
+	"RPS is on for new interfaces (net.core.rps_default_mask)")
 
 // probe sends superframes of every kind through the TAP and the program back to the TAP, and looks whether they
 // are still whole.
@@ -38,7 +44,11 @@ func (d *Device) probe() error {
 		}
 		for _, v6 := range []bool{false, true} {
 			datagram, offload := probeDatagram(v6)
-			if err := d.probeOne(p, datagram, &offload); err != nil {
+			err := errLate
+			for i := 0; i < probeTries && errors.Is(err, errLate); i++ {
+				err = d.probeOne(p, datagram, &offload)
+			}
+			if err != nil {
 				return fmt.Errorf("trying a superframe of type %#02x over %v: %w", offload.GSOType, o[0], err)
 			}
 		}
@@ -88,20 +98,25 @@ func probeDatagram(v6 bool) ([]byte, header.VirtioNet) {
 	return b, o
 }
 
-// probeOne injects datagram and waits for it to come back.
+// probeOne injects datagram and takes it when it comes back.
 func (d *Device) probeOne(p *Path, datagram []byte, offload *header.VirtioNet) error {
 	w := new(Writer)
 	if errno := w.Write(p, probeSource, 0, offload, datagram); errno != 0 {
 		return fmt.Errorf("writing it: %w", errno)
 	}
 	b := make([]byte, vnetHeader+maxOuter+len(datagram)+1)
+	var late error
 	for range probeReads {
-		fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(fds, int(probeWait.Milliseconds())); n == 0 && err == nil {
-			return errors.New("the kernel did not redirect it")
-		}
 		n, err := unix.Read(d.fd, b)
-		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			late = errLate
+			fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
+			if n, err := unix.Poll(fds, int(probeWait.Milliseconds())); n == 0 && err == nil {
+				return errors.New("the kernel did not redirect it")
+			}
 			continue
 		}
 		if err != nil {
@@ -119,7 +134,7 @@ func (d *Device) probeOne(p *Path, datagram []byte, offload *header.VirtioNet) e
 		if !bytes.Equal(b[vnetHeader:head], w.head[vnetHeader:head]) || !bytes.Equal(b[head:n], datagram) {
 			return errors.New("the kernel changed it on its way")
 		}
-		return nil
+		return late
 	}
 	return fmt.Errorf("it did not come back before %d other packets", probeReads)
 }

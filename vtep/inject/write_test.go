@@ -67,7 +67,6 @@ func TestWhole(t *testing.T) {
 				}
 				looks(t, wire(), d, outer6, checksum)
 			}
-			unix.Close(fd) // the address is taken anew
 		}
 	})
 }
