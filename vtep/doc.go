@@ -11,7 +11,7 @@
 //   - watch, one: on changes of links, addresses and routes derives MTUs anew and moves to another underlay
 //     address if need be.
 //   - age, one: forgets learned MAC addresses that have been silent.
-//   - reconcile, one: every two seconds compares tables and sandboxes with what was stated, and heals them.
+//   - reconcile, one: every two to four seconds compares tables and sandboxes with what was stated, and heals them.
 //   - halt, one: wakes the workers when the context ends.
 //   - "link watch" of package link, one.
 //

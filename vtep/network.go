@@ -184,7 +184,8 @@ func (v *VTEP) fillTables(n *network) error {
 		n.stations.set(n.fwd, m.MAC, id, byMAC[m.MAC])
 	}
 	if len(n.cfg.Gateways) > 0 {
-		n.stations.set(n.fwd, gatewayMAC(n.cfg.VNI), fdb.Local, n.cfg.Gateways)
+		n.fwd.GatewayMAC = gatewayMAC(n.cfg.VNI)
+		n.stations.set(n.fwd, n.fwd.GatewayMAC, fdb.Local, n.cfg.Gateways)
 	}
 	return nil
 }

@@ -61,6 +61,8 @@ func (n *Network) verify(b []byte, p *frame.Parsed, from fdb.VTEPID) DropReason 
 		return SourceMACUnknown
 	case at != from:
 		return SourceSpoofed
+	case mac == n.GatewayMAC && from == fdb.Local:
+		return DestinationLocal // every host has a gateway of this MAC, and this one's is for its own containers
 	case p.Tags != 0:
 		return ProtocolRefused
 	}

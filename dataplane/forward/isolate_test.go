@@ -491,6 +491,23 @@ func TestIsolatedRegisteredLinkLocal(t *testing.T) {
 	w.checkLaw(t)
 }
 
+// TestIsolatedGatewayStaysOnItsHost has the gateway's bridge speak by itself, as it does for multicast.
+func TestIsolatedGatewayStaysOnItsHost(t *testing.T) {
+	w := newIsolated(t, full)
+	f := func(n uint16) frame.Frame {
+		return plain(frametest.Ping6(frametest.Opts{SrcMAC: frametest.MAC(n), Src: linkLocal(n)}).Bytes())
+	}
+	w.net.GatewayMAC = frametest.MAC(here)
+	if got := w.send(t, f(here)); len(got) != 0 {
+		t.Errorf("the gateway sent %d datagrams to other hosts", len(got))
+	}
+	w.wantDropped(t, DestinationLocal, 1)
+	if got := w.send(t, f(alsoHere)); len(got) != 1 {
+		t.Errorf("a container sent %d datagrams", len(got))
+	}
+	w.checkLaw(t)
+}
+
 // TestIsolationEnds removes a station's registration: from the next frame on it is a stranger.
 func TestIsolationEnds(t *testing.T) {
 	w := newIsolated(t, full)

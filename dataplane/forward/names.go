@@ -29,7 +29,7 @@ var reasons = [NumReasons]struct{ name, help string }{
 	RogueRouter:        {"rogue_router", "Isolated network: IPv6 router advertisement or redirect; routes come from the cluster, and no endpoint may give any."},
 	RogueDHCP:          {"rogue_dhcp", "Isolated network: message to a DHCP client; addresses come from the cluster, and no endpoint may give any."},
 	NeighborUnknown:    {"neighbor_unknown", "Isolated network: somebody looks for an address that is not registered: a scan, or an endpoint that is gone."},
-	DestinationLocal:   {"destination_local", "The destination is behind this host's own bridge, which has delivered the frame there already: nothing is wrong."},
+	DestinationLocal:   {"destination_local", "The destination is behind this host's own bridge, which has delivered the frame there already, or it is the gateway on that bridge that speaks: nothing is wrong."},
 	DestinationUnknown: {"destination_unknown", "Isolated network: the destination MAC is not registered, or a frame came in for one that is not on this host: an endpoint that is gone or has moved."},
 	BUMRateLimited:     {"bum_rate_limited", "More broadcast, unknown unicast and multicast frames than the network may flood: a loop, a storm, or a limit too low for its multicast traffic."},
 	NoPeers:            {"no_peers", "Nowhere to send it: the network has no peers."},

@@ -154,6 +154,7 @@ type Network struct {
 	AllowNested bool     // let VXLAN inside VXLAN pass
 	TAP         Offload  // what the TAP takes
 	LocalMAC    addr.MAC // of the TAP: no frame from the underlay may bear it as its source
+	GatewayMAC  addr.MAC // of the gateway that each host has for its own containers; zero = none. Isolated networks only
 	FDB         *fdb.Table
 	Neighbors   *fdb.Neighbors
 	Counters    *Counters

@@ -57,7 +57,7 @@ func (e *Egress) sendWhole(f *frame.Frame, size int, s *Send) bool {
 		CsumOffset:   offset,
 		InnerNetwork: frame.Headroom + p.L3Off,
 	}
-	s.Size = end
+	s.Size, s.PerDatagram = end, 1
 	s.Frames, s.Bytes = frames, frames*int(p.PayloadOff)+payload
 	s.First = len(e.Pieces)
 	s.End = s.First + 1
