@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -240,6 +241,11 @@ func TestSignatures(t *testing.T) {
 	sig := must(a.Sign(data))
 	if err := identity.VerifySignature(a.PublicKey(), data, sig); err != nil {
 		t.Error(err)
+	}
+	// As state.proto defines it, and not only the inverse of itself.
+	sum := sha256.Sum256([]byte("overlayd batch 1\x00a batch"))
+	if !ecdsa.VerifyASN1(must(x509.ParsePKIXPublicKey(a.PublicKey())).(*ecdsa.PublicKey), sum[:], sig) {
+		t.Error("the signature is not one over SHA-256 of the context and the data")
 	}
 	p384 := must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
 	for name, x := range map[string]struct{ key, data, sig []byte }{

@@ -140,6 +140,37 @@ func TestHalfWrittenFileIsNotRead(t *testing.T) {
 	}
 }
 
+// Whoever loads while another one saves gets the old credentials or the new ones.
+func TestSaveIsAtomic(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "identity")
+	c := newCluster()
+	a, b := c.node(worker), c.node(manager)
+	if err := a.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	saved := make(chan error, 1)
+	go func() {
+		var err error
+		for i := 0; i < 40 && err == nil; i++ {
+			err = []*identity.Credentials{a, b}[i%2].Save(dir)
+		}
+		saved <- err
+	}()
+	for {
+		if got, err := identity.Load(dir); err != nil || !same(got, a) && !same(got, b) {
+			t.Errorf("%v, %v", got, err)
+		}
+		select {
+		case err := <-saved:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		default:
+		}
+	}
+}
+
 // A link in place of the temporary file does not lead the key elsewhere, and one in place of the file is not followed.
 func TestLinksAreNotFollowed(t *testing.T) {
 	base := t.TempDir()

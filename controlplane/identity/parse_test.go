@@ -28,10 +28,12 @@ func FuzzParse(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(good)
+	// The whole file is no seed: what ECDSA covers differs from run to run, and the fuzzer would spend its time on
+	// making that smaller. TestSaveAndLoad reads it.
 	f.Add(good[:len(good)/2])
-	f.Add(append(good, good...))
-	f.Add(bytes.ReplaceAll(good, []byte("\n"), []byte("\r\n")))
+	f.Add(bytes.ReplaceAll(good[:400], []byte("\n"), []byte("\r\n")))
+	f.Add(bytes.Replace(good, []byte("PRIVATE"), []byte("PUBLIC"), 2))
+	f.Add(bytes.Replace(good, []byte("CERTIFICATE"), []byte("REQUEST"), 2))
 	f.Add([]byte("-----BEGIN PRIVATE KEY-----\nA: b\n\nMA==\n-----END PRIVATE KEY-----\n"))
 	f.Add([]byte(nil))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -106,8 +106,13 @@ func TestWhatIsShown(t *testing.T) {
 		"no credentials":                    new(identity.Current),
 		"node of unknown role  of cluster ": identity.Identity{},
 	} {
-		if got := fmt.Sprint(v); got != want {
-			t.Errorf("%q, want %q", got, want)
+		for _, verb := range []string{"v", "+v", "#v", "s", "q", "x", "d"} {
+			if _, plain := v.(identity.Identity); plain && verb != "v" {
+				continue // nothing in it is secret
+			}
+			if got := fmt.Sprintf("%"+verb, v); got != want {
+				t.Errorf("%%%s: %q, want %q", verb, got, want)
+			}
 		}
 	}
 }

@@ -31,7 +31,7 @@ func dial(ctx context.Context, address string, cfg *tls.Config, protocol string)
 	cfg.NextProtos = []string{protocol}
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	raw, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	raw, err := (&net.Dialer{Control: small}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}

@@ -43,7 +43,7 @@ func Listen(cfg Config) (*Listener, error) {
 		return nil, fmt.Errorf("listen for other nodes: %w", err)
 	}
 	network, address := endpoint(cfg.Address)
-	ln, err := net.Listen(network, address)
+	ln, err := (&net.ListenConfig{Control: small}).Listen(context.Background(), network, address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for other nodes on %s, TCP: %w", address, explain(err, cfg.Address))
 	}

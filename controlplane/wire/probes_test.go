@@ -142,6 +142,34 @@ func TestProbes(t *testing.T) {
 	}
 }
 
+// What Listen promises holds also where the configuration that it is given asks for less.
+func TestWeakConfigurationIsHardened(t *testing.T) {
+	weak := &tls.Config{Certificates: newCluster().node(manager).ServerTLS().Certificates, MinVersion: tls.VersionTLS12, NextProtos: []string{"gopher"}}
+	chosen := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return weak, nil }}
+	for name, cfg := range map[string]*tls.Config{"itself": weak, "chosen": chosen} {
+		p := open(t, Config{TLS: cfg}, nil)
+		p.greet(t, "h2")
+		must(call(t, p, anonymous(), "h2"))
+		sessions := anonymous()
+		sessions.ClientSessionCache, sessions.ServerName = tls.NewLRUClientSessionCache(1), "x"
+		for range 2 {
+			if c := must(call(t, p, sessions, "h2")); c.ConnectionState().DidResume {
+				t.Errorf("%s: a session was resumed", name)
+			}
+		}
+		for what, client := range map[string]*tls.Config{
+			"TLS 1.2":          {InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}},
+			"another protocol": {InsecureSkipVerify: true, NextProtos: []string{"gopher"}},
+		} {
+			conn := tls.Client(raw(t, p), client)
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			if err := conn.Handshake(); err == nil || errors.Is(err, errDeadline) {
+				t.Errorf("%s: %s: %v", name, what, err)
+			}
+		}
+	}
+}
+
 // A node that is removed loses also what it has open; the others do not.
 func TestRecheckClosesWhatIsRefusedNow(t *testing.T) {
 	c := newCluster()

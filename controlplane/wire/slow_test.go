@@ -110,3 +110,66 @@ func TestDeadlineEndsWithTheHandshake(t *testing.T) {
 		}
 	})
 }
+
+// The end does not wait for handshakes.
+func TestEndDoesNotWaitForHandshakes(t *testing.T) {
+	cfg := newCluster().node(manager).ServerTLS()
+	synctest.Test(t, func(t *testing.T) {
+		ln := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
+		p := run(t, ln, Config{TLS: cfg}, defaultLimits())
+		here, there := net.Pipe()
+		defer here.Close()
+		ln.conns <- from{there, &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 1}}
+		synctest.Wait()
+		start := time.Now()
+		if err := p.stop(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// However fast they come, only so many handshakes compute at once: one that has given way counts until it has ended.
+func TestGoroutinesAreBounded(t *testing.T) {
+	cfg := newCluster().node(manager).ServerTLS()
+	synctest.Test(t, func(t *testing.T) {
+		ln := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
+		busy, goOn := make(chan struct{}, 100), make(chan struct{})
+		lim := defaultLimits()
+		lim.handshakes = 3
+		p := run(t, ln, Config{TLS: cfg, Check: func(tls.ConnectionState) error {
+			busy <- struct{}{}
+			<-goOn
+			return errors.New("no")
+		}}, lim)
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				here, there := net.Pipe()
+				defer here.Close()
+				select {
+				case ln.conns <- from{there, &net.TCPAddr{IP: net.IPv4(198, 51, 100, byte(i)), Port: 1}}:
+				case <-ln.done:
+					return
+				}
+				client := anonymous()
+				client.NextProtos = []string{"h2"}
+				c := tls.Client(here, client)
+				if c.Handshake() == nil {
+					_, _ = c.Read(make([]byte, 1))
+				}
+			})
+		}
+		synctest.Wait()
+		if n := len(busy); n != 3 {
+			t.Errorf("%d handshakes compute at once, 3 may", n)
+		}
+		close(goOn)
+		wg.Wait()
+		if err := p.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
