@@ -42,17 +42,17 @@ type member struct {
 	localMu sync.Mutex // guards local, of which IDs, addresses and ports never change
 	local   *local
 
-	seat     atomic.Pointer[seat] // nil on a worker
-	role     chan struct{}        // capacity 1: look at the role again
-	differs  atomic.Bool          // another node has a different copy of the same index
-	wholeAt  time.Time            // when the whole was fetched for that; of the sync loop
-	behind   chan struct{}        // capacity 1: ask the managers
-	unsaved  chan struct{}        // capacity 1: the copy on disk is old
-	founding *statev1.Bootstrap   // the first command of the cluster that this node makes; nil = it exists
-	gone     chan struct{}        // closed when the node is no member any more
-	once     sync.Once            // closes gone
-	gossip   atomic.Pointer[gossip.Gossip]
-	raftTo   atomic.Pointer[streamLayer] // takes the Raft connections that come in
+	seat    atomic.Pointer[seat]               // nil on a worker
+	role    chan struct{}                      // capacity 1: look at the role again
+	differs atomic.Bool                        // another node has a different copy of the same index
+	wholeAt time.Time                          // when the whole was fetched for that; of the sync loop
+	behind  chan struct{}                      // capacity 1: ask the managers
+	unsaved chan struct{}                      // capacity 1: the copy on disk is old
+	found   func(context.Context, *seat) error // makes the cluster of which this is the first manager; nil = it exists
+	gone    chan struct{}                      // closed when the node is no member any more
+	once    sync.Once                          // closes gone
+	gossip  atomic.Pointer[gossip.Gossip]
+	raftTo  atomic.Pointer[streamLayer] // takes the Raft connections that come in
 }
 
 func newMember(n *Node, l *local, creds *identity.Credentials) *member {
@@ -139,15 +139,15 @@ func (m *member) run(ctx context.Context, started func(error)) (err error) {
 			return fail(err)
 		}
 	}
-	if m.founding != nil {
-		if err := m.seat.Load().found(ctx, m.founding); err != nil {
+	if m.found != nil {
+		if err := m.found(ctx, m.seat.Load()); err != nil {
 			return fail(errors.Join(err, ctx.Err()))
 		}
-		m.founding = nil
+		m.found = nil
 	}
 	m.node.member.Store(m)
 	for name, loop := range map[string]func(context.Context) error{
-		"role": m.roleLoop, "sync": m.syncLoop, "copy": m.copyLoop, "keys": m.keysLoop, "renewal": m.renewLoop, "meet": m.meet,
+		"role": func(ctx context.Context) error { return m.roleLoop(ctx, listener) }, "sync": m.syncLoop, "copy": m.copyLoop, "keys": m.keysLoop, "renewal": m.renewLoop, "meet": m.meet,
 	} {
 		group.Go(func() error { return ended("the "+name+" loop", loop(ctx), ctx) })
 	}
@@ -205,38 +205,46 @@ func (m *member) check(cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
-	return m.admit(peer)
+	if cs.NegotiatedProtocol == protocolRaft {
+		return m.admit(peer, statev1.Role_ROLE_MANAGER)
+	}
+	return m.admit(peer, statev1.Role_ROLE_UNSPECIFIED)
 }
 
-// admit says whether a node whose certificate is good may speak to this one: not after it was removed.
-func (m *member) admit(peer identity.Identity) error {
-	r := m.node.replica
-	if peer.NodeID == m.local.NodeID || r.Index() == 0 {
-		return nil
-	}
+// admit says whether a node whose certificate is good may speak to this one: not after it was removed, and as what
+// only a role may speak not after it lost that, although its certificate may be good for months.
+func (m *member) admit(peer identity.Identity, role statev1.Role) error {
+	known, lookup := m.node.replica.Index(), m.node.replica.Node
 	if s := m.seat.Load(); s != nil {
-		if s.store.Index() == 0 || s.store.Node(peer.NodeID) != nil {
-			return nil
-		}
-	} else if r.Node(peer.NodeID) != nil {
-		return nil
-	} else if peer.Role == statev1.Role_ROLE_MANAGER {
-		return nil // this copy may be older than that manager
+		known, lookup = s.store.Index(), s.store.Node
 	}
-	return fmt.Errorf("node %s is no member of the cluster", peer.NodeID)
+	if peer.NodeID == m.local.NodeID || known == 0 {
+		return nil
+	}
+	n := lookup(peer.NodeID)
+	if n == nil {
+		return fmt.Errorf("node %s is no member of the cluster", peer.NodeID)
+	}
+	if role != statev1.Role_ROLE_UNSPECIFIED && n.Role != role {
+		return fmt.Errorf("node %s is a %s", n.Name, roleName(n.Role))
+	}
+	return nil
 }
 
-// roleLoop takes and leaves the seat among the managers as the state says.
-func (m *member) roleLoop(ctx context.Context) error {
+// roleLoop takes and leaves the seat among the managers as the state says, and holds the others to their roles.
+func (m *member) roleLoop(ctx context.Context, listener *wire.Listener) error {
 	for {
 		select {
 		case <-m.role:
 		case <-ctx.Done():
 			return nil
 		}
+		if dropped := listener.Recheck(); dropped > 0 {
+			m.log.Info("closed connections of nodes that may not have them any more", "connections", dropped)
+		}
 		self := m.node.replica.Node(m.local.NodeID)
 		switch {
-		case m.node.replica.Index() < max(m.local.Joined, 1): // from before this node was a member
+		case m.node.replica.Index() < max(m.joined(), 1): // from before this node was a member
 		case self == nil:
 			m.log.Warn("this node was removed from the cluster: it forgets its keys and stops forwarding for it")
 			m.leave()
@@ -247,6 +255,21 @@ func (m *member) roleLoop(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// joined is the index of the state as of which this node is a member.
+func (m *member) joined() uint64 {
+	m.localMu.Lock()
+	defer m.localMu.Unlock()
+	return m.local.Joined
+}
+
+// setJoined notes joined down.
+func (m *member) setJoined(index uint64) error {
+	m.localMu.Lock()
+	defer m.localMu.Unlock()
+	m.local.Joined = index
+	return m.local.save(m.node.cfg.localFile())
 }
 
 // changeRole gets a certificate with the new role and takes or leaves the seat.

@@ -52,24 +52,7 @@ func (n *Node) Init(ctx context.Context, o Options) (Tokens, error) {
 		return Tokens{}, err
 	}
 	l.ClusterID = identity.NewID()
-	now := time.Now()
-	authority, err := identity.NewAuthority(l.ClusterID, now)
-	if err != nil {
-		return Tokens{}, err
-	}
-	key, err := identity.NewKey()
-	if err != nil {
-		return Tokens{}, err
-	}
-	csr, err := key.CSR()
-	if err != nil {
-		return Tokens{}, err
-	}
-	cert, err := authority.Issue(csr, l.NodeID, statev1.Role_ROLE_MANAGER, now)
-	if err != nil {
-		return Tokens{}, err
-	}
-	creds, err := identity.NewCredentials(key, cert, authority.CertificateDER())
+	authority, err := identity.NewAuthority(l.ClusterID, time.Now())
 	if err != nil {
 		return Tokens{}, err
 	}
@@ -78,28 +61,65 @@ func (n *Node) Init(ctx context.Context, o Options) (Tokens, error) {
 		WorkerToken: identity.NewSecret(), ManagerToken: identity.NewSecret(),
 		GossipKeys: [][]byte{newGossipKey()},
 	}
-	l.GossipKeys = secrets.GossipKeys
-	if err := creds.Save(n.cfg.identityDir()); err != nil {
-		return Tokens{}, errors.Join(fmt.Errorf("save the identity of this node: %w", err), n.forget())
+	m, err := n.firstManager(l, authority, secrets)
+	if err != nil {
+		return Tokens{}, err
 	}
-	m := newMember(n, l, creds)
-	m.founding = &statev1.Bootstrap{ClusterId: l.ClusterID, Node: l.wire(n.cfg.VXLANPort, creds, statev1.Role_ROLE_MANAGER), Secrets: secrets}
+	boot := &statev1.Bootstrap{ClusterId: l.ClusterID, Node: l.wire(n.cfg.VXLANPort, m.creds.Load(), statev1.Role_ROLE_MANAGER), Secrets: secrets}
+	m.found = func(ctx context.Context, s *seat) error {
+		return s.begin(ctx, func(ctx context.Context) error {
+			_, err := s.propose(ctx, &statev1.Command{Kind: &statev1.Command_Bootstrap{Bootstrap: boot}})
+			return err
+		})
+	}
 	if err := n.start(ctx, m); err != nil {
 		return Tokens{}, fmt.Errorf("make a cluster: %w", err)
 	}
 	return tokensOf(secrets)
 }
 
-// found makes Raft begin with this node as its only server, and with the first command.
-func (s *seat) found(ctx context.Context, b *statev1.Bootstrap) error {
+// firstManager gives this node an identity as the first manager of a cluster.
+func (n *Node) firstManager(l *local, authority *identity.Authority, secrets *statev1.Secrets) (*member, error) {
+	key, err := identity.NewKey()
+	if err != nil {
+		return nil, err
+	}
+	csr, err := key.CSR()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := authority.Issue(csr, l.NodeID, statev1.Role_ROLE_MANAGER, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	creds, err := identity.NewCredentials(key, cert, authority.CertificateDER())
+	if err != nil {
+		return nil, err
+	}
+	l.GossipKeys = secrets.GossipKeys
+	if err := creds.Save(n.cfg.identityDir()); err != nil {
+		return nil, errors.Join(fmt.Errorf("save the identity of this node: %w", err), n.forget())
+	}
+	return newMember(n, l, creds), nil
+}
+
+// begin makes Raft begin with this node as its only server, and does what is first to be done as the leader.
+func (s *seat) begin(ctx context.Context, first func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, firstLeader)
 	defer cancel()
 	if err := s.raft.Bootstrap(); err != nil {
 		return err
 	}
+	for !s.raft.IsLeader() {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the only manager to lead: %w", ctx.Err())
+		}
+	}
 	return retry(ctx, func() error {
-		_, err := s.propose(ctx, &statev1.Command{Kind: &statev1.Command_Bootstrap{Bootstrap: b}})
-		if _, refused := errors.AsType[Refusal](err); err == nil || refused {
+		err := first(ctx)
+		if _, isRefusal := errors.AsType[Refusal](err); err == nil || isRefusal {
 			return err
 		}
 		return unavailable(err)

@@ -41,7 +41,7 @@ func (m *member) handler() http.Handler {
 		}
 		peer, err := identity.Peer(*r.TLS)
 		if err == nil {
-			err = m.admit(peer) // again: the connection may be older than the node's removal
+			err = m.admit(peer, statev1.Role_ROLE_UNSPECIFIED) // again: the connection may be older than the node's removal
 		}
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusForbidden)

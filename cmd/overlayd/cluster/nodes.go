@@ -230,7 +230,7 @@ func (s *Service) GetClusterStatus(ctx context.Context, _ *overlaydv1.GetCluster
 		st.Problems = append(st.Problems, fmt.Sprintf("%d of %d managers are reachable, and %d are needed for changes: bring managers back, or, if they are lost for good, run `overlayctl cluster recover` on one that is left; forwarding goes on", reached, voters, voters/2+1))
 	case !st.Quorum:
 		st.Problems = append(st.Problems, "the managers have no leader at the moment")
-	case voters == 2:
+	case voters == 2 && len(raft.Servers) == 2:
 		st.Problems = append(st.Problems, "with two managers the loss of either stops all changes: promote a third node")
 	}
 	return &overlaydv1.GetClusterStatusResponse{Status: st}, nil

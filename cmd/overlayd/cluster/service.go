@@ -238,9 +238,16 @@ func (s *Service) tokens(t controlplane.Tokens, role string) *overlaydv1.JoinTok
 // Backup writes the whole state.
 func (s *Service) Backup(ctx context.Context, w io.Writer) error { return known(s.cp.Backup(ctx, w)) }
 
-// Restore replaces the whole state.
+// Restore replaces the whole state, or makes the cluster of a backup anew.
 func (s *Service) Restore(ctx context.Context, r io.Reader) (*overlaydv1.RestoreResponse, error) {
-	index, err := s.cp.Restore(ctx, r)
+	var o controlplane.Options
+	if self, _ := s.cp.Self(); self == "" {
+		var err error
+		if o, err = s.options(nil, "", nil); err != nil {
+			return nil, err
+		}
+	}
+	index, err := s.cp.Restore(ctx, r, o)
 	if err != nil {
 		return nil, known(err)
 	}
