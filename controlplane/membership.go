@@ -308,10 +308,15 @@ func plainName(host string) string {
 		}
 		return '-'
 	}, host), "-")
-	if host == "" {
-		return "node"
+	if host == "" || looksLikeID(host) {
+		return "node" + host
 	}
 	return strings.TrimRight(fmt.Sprintf("%.63s", host), "-")
+}
+
+// looksLikeID reports whether a name could be taken for the ID of a node.
+func looksLikeID(s string) bool {
+	return len(s) == 16 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // wire is this node as the state has it.

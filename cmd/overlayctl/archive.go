@@ -22,7 +22,7 @@ func (a *app) backupCommand() *cobra.Command {
 		Short: "Save the cluster's state in a file",
 		Long: `backup saves the state of the cluster, with a checksum, in a file that only its
 owner can read, or writes it to the standard output. A file that is there is
-replaced once the backup is complete.
+replaced once the backup is complete. It must be run on a manager.
 
 It holds the key of the cluster's CA and the join tokens: keep it as you keep a
 password.`,
@@ -96,10 +96,8 @@ func (a *app) restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore FILE|-",
 		Short: "Bring back the cluster's state from a backup",
-		Long: `restore brings back what backup saved. On a node that is in no cluster, it makes
-the node the first manager of the restored one, and other hosts can join with
-the tokens of then. On a node of a cluster, it replaces the state of the whole
-cluster by that of the backup.
+		Long: `restore replaces the state of the whole cluster by what backup saved. It must be
+run on the manager that leads, which overlayctl node ls shows.
 
 Nothing is changed unless the checksum is right.`,
 		Args:              exactly("the name of a file, or -"),

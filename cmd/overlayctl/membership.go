@@ -156,9 +156,10 @@ func (a *app) leaveCommand() *cobra.Command {
 		Use:   "leave",
 		Short: "Take this node out of its cluster",
 		Long: `leave takes this node out of its cluster. It is refused while the node has
-endpoints, and where the cluster would lose its quorum. With --force the node
-leaves all the same, also when no manager can be reached; remove it from the
-cluster with overlayctl node rm then.`,
+endpoints, for the last manager, and where the cluster would lose its quorum.
+With --force the node leaves all the same, without its endpoints, also when no
+manager can be reached; overlayctl node rm --force takes it off the cluster's
+list then.`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: completeNothing(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

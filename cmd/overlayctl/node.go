@@ -143,7 +143,7 @@ func roleText(n *overlaydv1.Node) string {
 	if n.GetManagerStatus() == "" {
 		return n.GetRole()
 	}
-	return n.GetRole() + ", " + n.GetManagerStatus()
+	return n.GetRole() + " (" + n.GetManagerStatus() + ")"
 }
 
 // nodeUpdateCommand is a command that changes a node in one way. The sentence says what has happened to it.

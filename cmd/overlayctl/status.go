@@ -58,7 +58,11 @@ func (a *app) status(ctx context.Context, c *api.Client) error {
 	p.add("node", "%s, up %s, process %d", st.GetNode(), span(a.now().Sub(st.GetStartTime().AsTime())), st.GetPid())
 	p.add("version", "%s", api.VersionLine(st.GetVersion()))
 	describeCluster(p, cluster.GetStatus())
-	p.add("underlay", "%s, UDP port %d", strings.Join(u.GetAddresses(), ", "), u.GetPort())
+	addresses := "no address yet"
+	if len(u.GetAddresses()) > 0 {
+		addresses = strings.Join(u.GetAddresses(), ", ")
+	}
+	p.add("underlay", "%s, UDP port %d", addresses, u.GetPort())
 	p.add("datagrams", "%s received, %s sent", count(u.GetDatagramsIn()), count(u.GetDatagramsOut()))
 	if n := u.GetReceiveOverflow(); n > 0 {
 		p.add("", "%s lost because the receive buffer was full", count(n))
@@ -114,9 +118,10 @@ func describeCluster(p *paragraph, st *overlaydv1.ClusterStatus) {
 	if st == nil {
 		return
 	}
-	p.add("cluster", "%s, %s, quorum: %s", st.GetClusterId(), roleText(st.GetNode()), quorumText(st))
+	p.add("cluster", "%s, as %s", st.GetClusterId(), roleText(st.GetNode()))
+	p.add("quorum", "%s", quorumText(st))
 	for _, problem := range st.GetProblems() {
-		p.add("", "%s", problem)
+		p.add("trouble", "%s", problem)
 	}
 }
 

@@ -257,17 +257,31 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 }
 
-// TestRestoreChunks sends chunks that are too large, by hand.
+// TestRestoreChunks sends chunks by hand that the client would not.
 func TestRestoreChunks(t *testing.T) {
-	_, socket := serveCluster(t, apitest.NewCluster(time.Unix(0, 0), apitest.ClusterContent{}))
-	for size, code := range map[int]connect.Code{api.MaxChunk + 1: connect.CodeInvalidArgument, 8 << 20: connect.CodeResourceExhausted} {
+	for name, c := range map[string]struct {
+		chunk []byte
+		last  bool
+		code  connect.Code
+		want  string
+	}{
+		"too large":      {make([]byte, api.MaxChunk+1), true, connect.CodeInvalidArgument, "chunk: 65537 bytes are too many; send at most 65536 at once"},
+		"far too large":  {make([]byte, 8<<20), true, connect.CodeResourceExhausted, "larger than configured max"},
+		"empty":          {nil, true, connect.CodeInvalidArgument, "chunk: the backup is empty; send what Backup gave"},
+		"without an end": {[]byte("c000000000000001\nend\n"), false, connect.CodeInvalidArgument, "last: the stream ended before the backup; send all of it, with last set in the end"},
+	} {
+		cluster := apitest.NewCluster(time.Unix(0, 0), apitest.ClusterContent{})
+		_, socket := serveCluster(t, cluster)
 		stream, err := client(t, socket).Restore(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = stream.Send(&overlaydv1.RestoreRequest{Chunk: make([]byte, size)}) // the answer has the cause
-		if _, err := stream.CloseAndReceive(); connect.CodeOf(err) != code {
-			t.Errorf("a chunk of %d bytes: %v", size, err)
+		_ = stream.Send(&overlaydv1.RestoreRequest{Chunk: c.chunk, Last: c.last}) // the answer has the cause
+		if _, err := stream.CloseAndReceive(); connect.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if cluster.Calls() > 0 {
+			t.Errorf("%s: something was restored", name)
 		}
 	}
 }

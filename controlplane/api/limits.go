@@ -88,22 +88,22 @@ func (l *limiter) bound(w http.ResponseWriter, rc *http.ResponseController, r *h
 		return err
 	}
 	if r.Body == nil || r.Body == http.NoBody {
-		return rc.SetReadDeadline(time.Time{})
+		// net/http watches the connection already, and would take a deadline that passes for the end of the caller.
+		return nil
 	}
 	body := &pacedBody{ReadCloser: r.Body, header: w.Header(), controller: rc, start: now}
 	r.Body = body
 	return body.extend()
 }
 
-// pacedBody is the body of a request that must come at minRate at least. Behind its end there is no deadline:
-// net/http would take its passing for the end of the caller, and the request may take longer than its body.
+// pacedBody is the body of a request that must come at minRate at least. Behind its end net/http takes the deadline
+// away: the request may take longer than its body.
 type pacedBody struct {
 	io.ReadCloser
 	header     http.Header // of the answer
 	controller *http.ResponseController
 	start      time.Time
 	read       int64
-	ended      bool
 }
 
 func (b *pacedBody) extend() error {
@@ -111,16 +111,9 @@ func (b *pacedBody) extend() error {
 }
 
 func (b *pacedBody) Read(p []byte) (int, error) {
-	if b.ended {
-		return 0, io.EOF
-	}
 	n, err := b.ReadCloser.Read(p)
 	b.read += int64(n)
 	if errors.Is(err, io.EOF) {
-		b.ended = true
-		if derr := b.controller.SetReadDeadline(time.Time{}); derr != nil {
-			return n, derr
-		}
 		return n, err
 	}
 	if err == nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -192,22 +193,15 @@ func discard(f *os.File) error {
 // disk fails, between the moment when it begins to read the state and the one when the FSM has it.
 func (s *session) replaceState(meta *raft.SnapshotMeta, f *os.File, wait time.Duration) error {
 	m := s.r.machine
-	before, _ := m.position()
-	in := &beginning{r: f, begun: make(chan struct{})}
+	in := &beginning{r: f}
+	// The state gets the index behind all that there is when it begins to be read.
+	in.begin = func() { in.index.Store(max(meta.Index, s.raft.LastIndex()) + 1) }
 	s.restoreMu.Lock()
 	if s.restoring != nil {
 		s.restoreMu.Unlock()
 		return errors.New("another backup is being restored: try again when that has ended")
 	}
-	s.restoring = func() bool {
-		select {
-		case <-in.begun:
-		default:
-			return false
-		}
-		now, _ := m.position()
-		return now <= before || s.raft.AppliedIndex() < now
-	}
+	s.restoring = func() bool { return s.raft.AppliedIndex() < in.index.Load() }
 	s.restoreMu.Unlock()
 	m.replace(func(id string, err error) {
 		s.store.fail(fatal{err}) // nothing is appended behind a state that nobody has
@@ -233,14 +227,14 @@ func (s *session) replaceState(meta *raft.SnapshotMeta, f *os.File, wait time.Du
 // beginning tells when a reader is read for the first time.
 type beginning struct {
 	r     io.Reader
-	begun chan struct{}
-	once  bool
+	begin func() // nil after the first read
+	index atomic.Uint64
 }
 
 func (b *beginning) Read(p []byte) (int, error) {
-	if !b.once {
-		b.once = true
-		close(b.begun)
+	if b.begin != nil {
+		b.begin()
+		b.begin = nil
 	}
 	return b.r.Read(p)
 }

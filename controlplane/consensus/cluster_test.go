@@ -251,6 +251,8 @@ func (c *cluster) start() {
 	c.awaitVoters(len(c.nodes))
 }
 
+// awaitVoters waits until all nodes of the cluster know of that many voters. A leader that dies before leaves voters
+// behind that do not know of each other, and then hashicorp/raft has no leader until it is back.
 func (c *cluster) awaitVoters(want int) {
 	c.t.Helper()
 	c.await(fmt.Sprintf("%d voters", want), func() bool {
@@ -258,13 +260,20 @@ func (c *cluster) awaitVoters(want int) {
 		if l == nil {
 			return false
 		}
-		have := 0
-		for _, s := range l.raft.Servers() {
-			if s.Voter {
-				have++
+		for _, of := range l.raft.Servers() {
+			for _, n := range c.nodes {
+				have := 0
+				for _, s := range n.raft.Servers() {
+					if s.Voter {
+						have++
+					}
+				}
+				if n.id == of.ID && have != want {
+					return false
+				}
 			}
 		}
-		return have == want
+		return true
 	})
 }
 

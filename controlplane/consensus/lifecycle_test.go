@@ -19,6 +19,14 @@ func encode(k, v string) []byte {
 	return b
 }
 
+// skipInRealTime leaves out, under the race detector, what takes long and shows it nothing new.
+func skipInRealTime(t *testing.T) {
+	t.Helper()
+	if !virtualTime {
+		t.Skip("takes too long in real time; it runs without the race detector")
+	}
+}
+
 // single starts a cluster of one.
 func single(t *testing.T, tune func(*Config)) (*cluster, *node) {
 	t.Helper()
@@ -57,6 +65,7 @@ func TestConfigIsChecked(t *testing.T) {
 }
 
 func TestSecondProcessIsRefused(t *testing.T) {
+	skipInRealTime(t)
 	inTime(t, func(t *testing.T) {
 		c, n := single(t, nil)
 		_, err := Open(c.config(&node{id: n.id, address: "192.0.2.9:7789", dir: n.dir}, &registers{}))
@@ -180,6 +189,7 @@ func TestProposalWithoutQuorumIsUnknown(t *testing.T) {
 }
 
 func TestWatch(t *testing.T) {
+	skipInRealTime(t)
 	inTime(t, func(t *testing.T) {
 		c := newCluster(t, 3, nil)
 		c.start()
@@ -216,6 +226,7 @@ func TestWatch(t *testing.T) {
 }
 
 func TestAutopilot(t *testing.T) {
+	skipInRealTime(t)
 	inTime(t, func(t *testing.T) {
 		var wanted atomic.Bool
 		c := newCluster(t, 3, func(cfg *Config) {
@@ -288,6 +299,7 @@ func TestAutopilot(t *testing.T) {
 }
 
 func TestCanLose(t *testing.T) {
+	skipInRealTime(t)
 	inTime(t, func(t *testing.T) {
 		c, n := single(t, nil)
 		if err := n.raft.CanLose(n.id); err == nil || !strings.Contains(err.Error(), "only manager") {
@@ -328,6 +340,7 @@ func TestCanLose(t *testing.T) {
 // A full disk ends the session with an error that names the file; the others go on; when there is room again, so does
 // this one.
 func TestFullDisk(t *testing.T) {
+	skipInRealTime(t)
 	for _, leads := range []bool{true, false} {
 		t.Run(fmt.Sprintf("leads=%v", leads), func(t *testing.T) {
 			inTime(t, func(t *testing.T) {
@@ -378,6 +391,7 @@ func TestFullDisk(t *testing.T) {
 
 // The term cannot be written: hashicorp/raft would panic.
 func TestTermCannotBeWritten(t *testing.T) {
+	skipInRealTime(t)
 	inTime(t, func(t *testing.T) {
 		c := newCluster(t, 3, nil)
 		c.start()
@@ -455,6 +469,7 @@ func TestHungDisk(t *testing.T) {
 
 // A disk that is slow, but works, makes the leader hand over.
 func TestSlowDisk(t *testing.T) {
+	skipInRealTime(t)
 	inTime(t, func(t *testing.T) {
 		c := newCluster(t, 3, func(cfg *Config) { cfg.Disk = Disk{Limit: 50 * time.Millisecond, Window: time.Second} })
 		c.start()
@@ -518,7 +533,9 @@ func TestHalt(t *testing.T) {
 			if !strings.Contains(failure.Error(), "apply entry") {
 				t.Errorf("reported: %v", failure)
 			}
-			time.Sleep(time.Minute)
+			if virtualTime {
+				time.Sleep(time.Minute)
+			}
 			if n.raft.State() != Stopped || n.fsm.get("k") != "v" {
 				t.Errorf("state %v", n.raft.State())
 			}

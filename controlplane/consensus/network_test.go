@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -19,15 +20,15 @@ type network struct {
 	listeners map[string]*memStream
 	blocked   map[[2]string]bool // from, to
 	conns     map[*memConn]struct{}
-	slow      time.Duration // the longest that anything takes
+	slow      atomic.Int64 // the longest that anything takes, in ns
 }
 
 // delay is how long something takes to arrive.
 func (n *network) delay() time.Duration {
-	if n.slow == 0 {
-		return 0
+	if slow := n.slow.Load(); slow > 0 {
+		return time.Duration(rand.Int64N(slow))
 	}
-	return time.Duration(rand.Int64N(int64(n.slow)))
+	return 0
 }
 
 func newNetwork() *network {

@@ -78,19 +78,19 @@ type pages struct {
 // checkPages finds out whether bbolt can use a file without trouble: bbolt trusts what it reads, and where it does not,
 // it panics, partly on goroutines of its own. Both meta pages have to be good. If the newer one is not, bbolt takes
 // the older one and thereby silently forgets its last transaction, which may have been a vote or an entry that
-// this node has confirmed.
-func checkPages(file io.ReaderAt, size int64) error {
+// this node has confirmed. A file is empty if it was made and nothing was ever written to it.
+func checkPages(file io.ReaderAt, size int64) (empty bool, err error) {
 	p := &pages{file: file, size: size, seen: map[uint64]bool{}, buckets: map[string][][]byte{}}
 	if err := p.readMeta(); err != nil {
-		return err
+		return false, err
 	}
 	if p.meta.freelist != noFreelist && p.meta.txid > 1 { // a new file has an empty one
-		return fmt.Errorf("it holds a free list, which overlayd never writes")
+		return false, fmt.Errorf("it holds a free list, which overlayd never writes")
 	}
 	if err := p.tree(p.meta.root, bounds{}, 0, p.rootElement); err != nil {
-		return err
+		return false, err
 	}
-	return p.checkBuckets()
+	return len(p.buckets) == 0, p.checkBuckets()
 }
 
 func (p *pages) readMeta() error {

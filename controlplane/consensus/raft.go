@@ -70,7 +70,7 @@ func open(cfg Config, openDB func(string, bool) (database, error)) (*Raft, error
 	r := &Raft{
 		cfg: cfg, raftConf: cfg.raftConfig(), machine: &machine{fsm: cfg.FSM}, openDB: openDB,
 		stopping: make(chan struct{}), done: make(chan struct{}), failures: make(chan error, 1),
-		watchers: map[chan Leadership]struct{}{},
+		watchers: map[chan Leadership]struct{}{}, told: Leadership{State: Stopped},
 	}
 	r.machine.onHalt = func(err error) {
 		// Called while hashicorp/raft waits for the FSM; the session may not be there yet.
@@ -92,7 +92,7 @@ func open(cfg Config, openDB func(string, bool) (database, error)) (*Raft, error
 	for _, f := range leftovers {
 		_ = os.Remove(f) // of a restore that the end of the process broke off
 	}
-	r.session, r.err, r.told = s, err, Leadership{State: Stopped}
+	r.set(s, err)
 	go r.accept()
 	go r.supervise(s, err)
 	return r, nil

@@ -13,5 +13,5 @@ var tempo = Timing{Heartbeat: 400 * time.Millisecond, Election: 400 * time.Milli
 
 func inTime(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
-	f(t)
+	t.Run("in real time", f)
 }

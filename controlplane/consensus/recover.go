@@ -73,7 +73,11 @@ func recoverAlone(dir string, self Server, fsm FSM) (err error) {
 		return err
 	}
 	if lost != nil {
-		cfg.Log.Warn("part of the log could not be read and is lost", "error", lost, "kept as", path+damagedSuffix)
+		why := lost.Error()
+		if d, ok := errors.AsType[*DamagedError](lost); ok {
+			why = d.What
+		}
+		cfg.Log.Warn("part of the log could not be read and is lost", "file", path, "why", why, "kept as", path+damagedSuffix)
 		if err := os.Rename(path, path+damagedSuffix); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -179,7 +183,7 @@ func checkWhole(path string, size int64) error {
 		return err
 	}
 	defer f.Close()
-	if err := checkPages(f, size); err != nil {
+	if _, err := checkPages(f, size); err != nil {
 		return damaged(path, "%v", err)
 	}
 	return nil

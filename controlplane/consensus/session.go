@@ -42,14 +42,14 @@ type session struct {
 func (c *Config) file() string { return filepath.Join(c.Dir, "raft.db") }
 
 // checkFile looks at raft.db before bbolt does. It waits for the lock, so that it does not read what a daemon
-// that is ending writes.
-func checkFile(path string) error {
+// that is ending writes. A file is empty if it is not there or nothing was ever written to it.
+func checkFile(path string) (empty bool, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return true, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close() // gives the lock back
 	deadline := time.Now().Add(lockTimeout)
@@ -59,43 +59,57 @@ func checkFile(path string) error {
 			break
 		}
 		if err != unix.EINTR && err != unix.EWOULDBLOCK {
-			return fmt.Errorf("lock %s: %w", path, err)
+			return false, fmt.Errorf("lock %s: %w", path, err)
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s: %w", path, ErrLocked)
+			return false, fmt.Errorf("%s: %w", path, ErrLocked)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	st, err := f.Stat()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if st.Size() == 0 {
-		return nil // made by a process that was killed at once; bbolt makes a new database of it
+		return true, nil // made by a process that was killed at once; bbolt makes a new database of it
 	}
-	if err := checkPages(f, st.Size()); err != nil {
-		return damaged(path, "%v", err)
+	if empty, err = checkPages(f, st.Size()); err != nil {
+		return false, damaged(path, "%v", err)
 	}
-	return nil
+	return empty, nil
 }
 
-// openStore opens raft.db and the snapshots and checks all that is in them.
+// openStore checks raft.db and the snapshots and opens them. It changes nothing before all is found good: opening a
+// database for writing writes to it.
 func (r *Raft) openStore() (*store, *snapshots, error) {
 	path := r.cfg.file()
-	if err := checkFile(path); err != nil {
-		return nil, nil, err
-	}
-	st := &store{path: path, epoch: time.Now(), watch: &diskWatch{limit: r.cfg.Disk.Limit, window: r.cfg.Disk.Window}}
-	if err := st.guard("open", func() (err error) { st.db, err = r.openDB(path, false); return err }); err != nil {
+	empty, err := checkFile(path)
+	if err != nil {
 		return nil, nil, err
 	}
 	sn, err := openSnapshots(r.cfg.Dir, r.raftConf.Logger)
-	if err == nil {
-		st.covered = sn.newest.Load
-		err = checkContent(st, sn, r.cfg.Log)
-	}
 	if err != nil {
-		return nil, nil, errors.Join(err, st.close())
+		return nil, nil, err
+	}
+	st := &store{path: path, epoch: time.Now(), watch: &diskWatch{limit: r.cfg.Disk.Limit, window: r.cfg.Disk.Window}, covered: sn.newest.Load}
+	for _, readOnly := range []bool{true, false} {
+		if readOnly && empty {
+			continue
+		}
+		if err := st.guard("open", func() (err error) { st.db, err = r.openDB(path, readOnly); return err }); err != nil {
+			return nil, nil, err
+		}
+		if !readOnly && !empty {
+			break // its content was checked
+		}
+		if err := checkContent(st, sn, r.cfg.Log); err != nil {
+			return nil, nil, errors.Join(err, st.close())
+		}
+		if readOnly {
+			if err := st.guard("close", st.db.Close); err != nil {
+				return nil, nil, err
+			}
+		}
 	}
 	return st, sn, nil
 }
@@ -140,6 +154,9 @@ func (s *session) start() (out *raft.Raft, err error) {
 			return
 		}
 		out = nil
+		if err = s.refusal(); err != nil {
+			return // it then takes an older snapshot, from which the log need not reach on
+		}
 		if err = s.store.failure(); err != nil {
 			return // it saves its term before anything else
 		}
@@ -152,17 +169,24 @@ func (s *session) start() (out *raft.Raft, err error) {
 	}()
 	conf := *s.r.raftConf
 	out, err = raft.NewRaft(&conf, s.r.machine, s.store, s.store, s.snaps, s.trans)
-	if refused := s.r.machine.refusal(); refused != nil {
-		// hashicorp/raft falls back to an older snapshot, from which the log may not reach to the present.
+	if refused := s.refusal(); refused != nil {
 		if err == nil {
 			_ = out.Shutdown().Error()
 		}
-		return nil, fatal{fmt.Errorf("%s: %w; if a newer overlayd wrote it, install that version again", filepath.Join(s.r.cfg.Dir, snapshotDir), refused)}
+		return nil, refused
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start Raft from %s: %w", s.r.cfg.Dir, err)
 	}
 	return out, nil
+}
+
+// refusal is the error to report if the FSM refused a snapshot while hashicorp/raft was started.
+func (s *session) refusal() error {
+	if refused := s.r.machine.refusal(); refused != nil {
+		return fatal{fmt.Errorf("%s: %w; if a newer overlayd wrote it, install that version again", filepath.Join(s.r.cfg.Dir, snapshotDir), refused)}
+	}
+	return nil
 }
 
 // checkPosition makes sure that the FSM, which may have lived through an earlier session, has applied what is in

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -86,6 +87,7 @@ type store struct {
 	onFail  func(error)
 	covered func() uint64 // index of the newest snapshot: entries up to there need not be in the log
 
+	broken  atomic.Bool   // bbolt panicked, and may hold its locks for good: it is not called any more
 	last    atomic.Uint64 // index
 	started atomic.Int64  // when the write that is under way began, in ns since epoch; 0 = none
 	epoch   time.Time
@@ -103,9 +105,13 @@ var (
 // guard calls the database. A panic of bbolt, or a fault because its mapped file cannot be read any more, becomes an
 // error.
 func (s *store) guard(what string, f func() error) (err error) {
+	if s.broken.Load() {
+		return damaged(s.path, "%s: bbolt panicked before", what)
+	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
+			s.broken.Store(true)
 			err = damaged(s.path, "%s: bbolt panicked: %v", what, p)
 		}
 	}()
@@ -152,13 +158,16 @@ func (s *store) fail(err error) {
 	}
 }
 
-// close closes the database; calls from then on fail.
+// close closes the database; calls from then on fail. One that is broken stays open, and locked, until the process ends.
 func (s *store) close() error {
 	s.mu.Lock()
 	if s.err == nil {
 		s.err = fmt.Errorf("%s: %w", s.path, ErrStopped)
 	}
 	s.mu.Unlock()
+	if s.broken.Load() {
+		return nil
+	}
 	return s.guard("close", s.db.Close)
 }
 
@@ -196,7 +205,11 @@ func (s *store) GetLog(index uint64, l *raft.Log) error {
 func (s *store) entry(index uint64, l *raft.Log) error {
 	*l = raft.Log{}
 	if err := s.guard(fmt.Sprintf("read entry %d", index), func() error { return s.db.GetLog(index, l) }); err != nil {
-		return err
+		if _, fromSystem := errors.AsType[syscall.Errno](err); fromSystem || isFatal(err) ||
+			errors.Is(err, raft.ErrLogNotFound) || errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+			return err
+		}
+		return damaged(s.path, "entry %d cannot be understood: %v", index, err)
 	}
 	n := len(l.Extensions) - checksumSize
 	if n < 0 || l.Index != index || string(entrySum(l, l.Extensions[:n])) != string(l.Extensions[n:]) {

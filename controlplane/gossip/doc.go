@@ -33,9 +33,8 @@
 // # Concurrency
 //
 // All methods of Gossip may be called by many goroutines. The functions in Config are called as they say there;
-// except for Events, Rejoin and PacketSize they are called inside of memberlist's loops and must not
-// block. None is called with a lock of memberlist or of this package held, except PacketSize and State, so they
-// must not call Gossip.
+// except for Events and Rejoin they are called inside of memberlist's loops and must not block. No lock is
+// held then. State and PacketSize must not call Gossip, and the others none of Close, Leave and Join.
 //
 // Goroutines:
 //

@@ -112,18 +112,22 @@ func TestGraceInSmallClusters(t *testing.T) {
 // A node dies and comes back under the same ID at another address.
 func TestNewAddress(t *testing.T) {
 	virtual(t, func(t *testing.T) {
-		c := newCluster(t, 3, nil)
+		seldom := func(_ int, cfg *gossip.Config) { cfg.Timing.PushPull = time.Hour } // which would do it too, by chance
+		c := newCluster(t, 3, seldom)
 		c.join()
 		within(t, 10*time.Second, "all know each other", func() bool { return full(c.nodes) })
 		c.nodes[2].stop()
 		managers := []netip.AddrPort{addrOf(0), addrOf(1)}
-		back := c.add(2, addrOf(9), func(_ int, cfg *gossip.Config) {
+		back := c.add(2, addrOf(9), func(i int, cfg *gossip.Config) {
+			seldom(i, cfg)
 			cfg.Rejoin = func() []netip.AddrPort { return managers }
+			cfg.RejoinAfter = func() time.Duration { return 10 * time.Second }
 		})
 		if _, err := back.Join(managers); err != nil {
 			t.Logf("joining: %v", err)
 		}
-		took := within(t, time.Minute, "node 2 is a member at its new address", func() bool {
+		// 13 s until the old one is dead, and 7 s more; then the next round.
+		took := within(t, 35*time.Second, "node 2 is a member at its new address", func() bool {
 			for _, n := range c.nodes[:2] {
 				if n.in(gossip.Alive) != 3 {
 					return false

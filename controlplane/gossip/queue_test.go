@@ -140,3 +140,24 @@ func TestMaxMessageFits(t *testing.T) {
 		}
 	}
 }
+
+// What memberlist is given fits beside what it has, in a packet of the path: nothing needs to be cut.
+func TestGetBroadcastsKeepsToThePath(t *testing.T) {
+	for _, packet := range []int{minPacket, 1252, maxPacket, 9000} {
+		g := &Gossip{members: newMembers("self"), cfg: Config{PacketSize: func() int { return packet }}}
+		g.queue.dropped = &g.count.queueDropped
+		for range 30 {
+			if err := g.queue.add(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		const first = 80 // bytes of a ping
+		packed := [][]byte{make([]byte, first)}
+		for _, m := range (delegate{g}).GetBroadcasts(compoundPartLen+1, maxRoom-compoundHeaderLen-first) {
+			packed = append(packed, append([]byte{partUser}, m...))
+		}
+		if got := join(packed, g.room()); len(got) != 1 || len(packed) < 3 {
+			t.Errorf("packet of %d: %d messages with a ping take %d packets", packet, len(packed)-1, len(got))
+		}
+	}
+}

@@ -12,6 +12,59 @@ import (
 	"github.com/overlayd/overlayd/controlplane/gossip/gossiptest"
 )
 
+// Shutdown does not wait for streams to time out.
+func TestShutdownEndsStreams(t *testing.T) {
+	network := gossiptest.NewNetwork(1)
+	at, from := netip.MustParseAddrPort("192.0.2.1:7790"), netip.MustParseAddrPort("192.0.2.2:7790")
+	open := func(a netip.AddrPort) *transport {
+		inner, err := network.Transport(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys := &atomic.Pointer[keyring]{}
+		keys.Store(ringOf(t, 1))
+		tr := &transport{inner: inner, cluster: here, keys: keys, count: &counters{}}
+		tr.start()
+		return tr
+	}
+	a, b := open(at), open(from)
+	silent, err := b.DialTimeout(at.String(), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	for {
+		a.mu.Lock()
+		n := a.incoming
+		a.mu.Unlock()
+		if n == 1 {
+			break
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("the stream has not arrived")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := a.Shutdown(); err != nil {
+		t.Error(err)
+	}
+	if err := b.Shutdown(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took >= streamTimeout {
+		t.Errorf("Shutdown took %v", took)
+	}
+	if _, err := silent.Read(make([]byte, 1)); err == nil {
+		t.Error("a stream of a transport that is shut down can be read")
+	}
+	if _, err := b.DialTimeout(at.String(), time.Second); err == nil {
+		t.Error("a transport that is shut down can dial")
+	}
+	if err := a.Shutdown(); err != nil {
+		t.Errorf("again: %v", err)
+	}
+}
+
 // A member that means harm: its packets are sealed, and memberlist would decompress 40 MB from one of them, or
 // follow nested compounds.
 func TestPacketsNoMemberSends(t *testing.T) {

@@ -5,7 +5,6 @@ package gossip_test
 import (
 	"encoding/binary"
 	"encoding/csv"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -298,12 +297,9 @@ func (s *simulation) run(nodes int) {
 // heal cuts the cluster in half for two minutes.
 func (s *simulation) heal() {
 	t := s.t
-	half := make([]netip.AddrPort, 0, len(s.all)/2) // with the third manager
-	for i := 2; len(half) < len(s.all)/2; i += 2 {
+	var half []netip.AddrPort // with the third manager
+	for i := 2; i < len(s.all); i += 2 {
 		half = append(half, simAddr(i))
-	}
-	if len(half) > 0 {
-		half = slices.Compact(half)
 	}
 	s.net.Partition(half)
 	time.Sleep(time.Minute)
@@ -330,7 +326,6 @@ func (s *simulation) heal() {
 		t.Errorf("everybody knew everybody %v after the heal, want 2 min at most", took)
 	}
 	within(t, time.Minute, "the changes of the other half are everywhere", s.everywhere)
-	late := time.Since(healed)
 	s.mu.Lock()
 	last := time.Duration(0)
 	for i, d := range s.informed[first:] {
@@ -345,8 +340,5 @@ func (s *simulation) heal() {
 		if st := r.Stats(); i < 3 && (st.RejectedMalformed != 0 || st.RejectedKey != 0) {
 			t.Errorf("manager %d rejected %d malformed, %d with a wrong key", i, st.RejectedMalformed, st.RejectedKey)
 		}
-	}
-	if late < last {
-		t.Error(fmt.Errorf("changes arrived later than they were seen: %v, %v", last, late))
 	}
 }

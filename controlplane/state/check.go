@@ -1,7 +1,6 @@
 package state
 
 import (
-	"fmt"
 	"net/netip"
 	"strconv"
 
@@ -39,7 +38,15 @@ func idOf(s string) (uint64, bool) {
 	return n, n != 0
 }
 
-func formatID(id uint64) string { return fmt.Sprintf("%016x", id) }
+// formatID is the inverse of parseID. Listings and snapshots call it three times an endpoint.
+func formatID(id uint64) string {
+	var b [idLen]byte
+	for i := idLen - 1; i >= 0; i-- {
+		b[i] = "0123456789abcdef"[id&15]
+		id >>= 4
+	}
+	return string(b[:])
+}
 
 // checkName checks a name that has to be there: lower-case letters, digits and hyphens, at most 63, no hyphen at either
 // end. What could be taken for an ID is refused, as operators may write either.

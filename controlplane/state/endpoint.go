@@ -232,9 +232,7 @@ func (c *content) putEndpoint(e *endpoint) (old *endpoint) {
 	if old = c.byID.find(e); old != nil {
 		c.dropEndpoint(old)
 	}
-	for _, t := range c.trees(e) {
-		t.ReplaceOrInsert(e)
-	}
+	c.enter(e)
 	seg := c.segments[e.network]
 	seg.endpoints++
 	seg.sum += e.digest()
@@ -244,9 +242,7 @@ func (c *content) putEndpoint(e *endpoint) (old *endpoint) {
 
 // dropEndpoint takes e out of the state.
 func (c *content) dropEndpoint(e *endpoint) {
-	for _, t := range c.trees(e) {
-		t.Delete(e)
-	}
+	c.leave(e)
 	seg := c.segments[e.network]
 	seg.endpoints--
 	seg.sum -= e.digest()

@@ -317,9 +317,22 @@ func invariants(t *rapid.T, s *Store) {
 			}
 		}
 	}
-	for _, tree := range []endpointTree{s.c.byID, s.c.byNode, s.c.byNetwork, s.c.byMAC} {
-		if tree.Len() != len(s.Endpoints("", "")) {
-			t.Fatal("an index has more or fewer endpoints than there are")
+	count := func(has func(*endpoint) bool) (n int) {
+		s.c.byID.Ascend(func(e *endpoint) bool {
+			if has(e) {
+				n++
+			}
+			return true
+		})
+		return n
+	}
+	for i, c := range [][2]int{
+		{s.c.byNode.Len(), s.c.byID.Len()}, {s.c.byNetwork.Len(), s.c.byID.Len()}, {s.c.byMAC.used, s.c.byID.Len()},
+		{s.c.byLease.Len(), count(func(e *endpoint) bool { return e.leased })}, {s.c.byIP4.used, count(func(e *endpoint) bool { return e.ip4 != 0 })},
+		{s.c.byIP6.used, count(func(e *endpoint) bool { return e.ip6 != [16]byte{} })}, {s.c.byName.used, count(func(e *endpoint) bool { return e.name != "" })},
+	} {
+		if c[0] != c[1] {
+			t.Fatalf("index %d has %d endpoints, and there are %d", i, c[0], c[1])
 		}
 	}
 }

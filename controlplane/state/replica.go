@@ -16,9 +16,17 @@ var (
 	ErrGap = errors.New("batches are missing before this one: get them, or a snapshot, from a manager")
 
 	// ErrDiverged says that the copy is not one that the batch continues, as after the managers went back to a backup.
-	// It wraps ErrGap: what helps is the same, although only a snapshot does.
-	ErrDiverged = fmt.Errorf("the copy on this node is not one that the batch continues: get a snapshot from a manager (%w)", ErrGap)
+	// It is an ErrGap too (errors.Is): what helps is the same, although only a snapshot does.
+	ErrDiverged error = divergence{}
 )
+
+type divergence struct{}
+
+func (divergence) Error() string {
+	return "the copy on this node is not one that the batch continues: get a snapshot from a manager"
+}
+
+func (divergence) Is(target error) bool { return target == ErrGap }
 
 // Replica is a node's copy of what every node may know. Make one with NewReplica. Its methods may be called from many
 // goroutines.

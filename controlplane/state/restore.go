@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
@@ -42,6 +41,10 @@ type partReader struct {
 	place int
 }
 
+func newPartReader(r io.Reader) *partReader {
+	return &partReader{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
+}
+
 // damaged is an error that wraps ErrDamaged and says what was seen.
 func damaged(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), ErrDamaged)
@@ -49,18 +52,33 @@ func damaged(format string, args ...any) error {
 
 // raw returns the next part with its length.
 func (p *partReader) raw() (part, body []byte, err error) {
-	size, err := binary.ReadUvarint(p.r)
+	size, err := p.size()
 	if err != nil {
 		return nil, nil, err
-	}
-	if size > maxPart {
-		return nil, nil, damaged("a part of %d bytes is larger than any", size)
 	}
 	part = protowire.AppendVarint(nil, size)
 	start := len(part)
 	part = append(part, make([]byte, size)...)
 	_, err = io.ReadFull(p.r, part[start:])
 	return part, part[start:], err
+}
+
+// size reads the length of the next part.
+func (p *partReader) size() (uint64, error) {
+	var size uint64
+	for shift := 0; ; shift += 7 {
+		b, err := p.r.ReadByte()
+		if err != nil {
+			return 0, err
+		}
+		size |= uint64(b&0x7f) << shift
+		if size > maxPart || b >= 0x80 && shift > 21 {
+			return 0, damaged("part %d is larger than any", p.parts)
+		}
+		if b < 0x80 {
+			return size, nil
+		}
+	}
 }
 
 // next returns the next part, nil behind the trailer.
@@ -167,7 +185,7 @@ func readSnapshot(r io.Reader, public bool) (*restored, error) {
 		alloc = newAllocator()
 	}
 	out := &restored{content: newContent(alloc), requests: newRequests()}
-	p := &partReader{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
+	p := newPartReader(r)
 	for {
 		place := p.place
 		m, err := p.next()

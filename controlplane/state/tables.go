@@ -1,16 +1,16 @@
 package state
 
 import (
-	"bytes"
 	"cmp"
+	"hash/maphash"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/google/btree"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
+	"github.com/overlayd/overlayd/dataplane/addr"
 )
 
 // Tables are the networks, nodes and endpoints of a Store or a Replica, for reading by any number of goroutines. What its
@@ -39,10 +39,10 @@ type content struct {
 	subnets  *btree.BTreeG[netSubnet]
 
 	byID, byNode, byNetwork endpointTree // all endpoints; the latter two by that and then by ID
-	byMAC                   endpointTree // by network and MAC
-	byIP4, byIP6            endpointTree // by network and address; those that have one
-	byName                  endpointTree // by network and name; those that have one
 	byLease                 endpointTree // by the end of their lease; those that have one
+	byMAC                   *index       // and network
+	byIP4, byIP6            *index       // and network; those that have one
+	byName                  *index       // and network; those that have one
 
 	alloc *allocator // nil in a replica, which gives out nothing
 }
@@ -84,37 +84,68 @@ func newContent(alloc *allocator) *content {
 			return cmp.Or(cmp.Compare(a.node, b.node), cmp.Compare(a.id, b.id))
 		}),
 		byNetwork: newEndpointTree(func(a, b *endpoint) int { return cmp.Or(byNetwork(a, b), byID(a, b)) }),
-		byMAC: newEndpointTree(func(a, b *endpoint) int {
-			return cmp.Or(byNetwork(a, b), bytes.Compare(a.mac[:], b.mac[:]))
-		}),
-		byIP4: newEndpointTree(func(a, b *endpoint) int { return cmp.Or(byNetwork(a, b), cmp.Compare(a.ip4, b.ip4)) }),
-		byIP6: newEndpointTree(func(a, b *endpoint) int {
-			return cmp.Or(byNetwork(a, b), bytes.Compare(a.ip6[:], b.ip6[:]))
-		}),
-		byName: newEndpointTree(func(a, b *endpoint) int { return cmp.Or(byNetwork(a, b), strings.Compare(a.name, b.name)) }),
 		byLease: newEndpointTree(func(a, b *endpoint) int {
 			return cmp.Or(cmp.Compare(a.leaseSeconds, b.leaseSeconds), cmp.Compare(a.leaseNanos, b.leaseNanos), byID(a, b))
 		}),
-		alloc: alloc,
+		byMAC:  newIndex(func(e *endpoint) addr.MAC { return e.mac }),
+		byIP4:  newIndex(func(e *endpoint) uint32 { return e.ip4 }),
+		byIP6:  newIndex(func(e *endpoint) [16]byte { return e.ip6 }),
+		byName: newIndex(func(e *endpoint) string { return e.name }),
+		alloc:  alloc,
 	}
 }
 
-// trees returns the trees that e belongs into.
-func (c *content) trees(e *endpoint) []endpointTree {
-	out := append(make([]endpointTree, 0, 8), c.byID, c.byNode, c.byNetwork, c.byMAC)
+// newIndex makes an index by what key returns, and the network.
+func newIndex[K comparable](key func(*endpoint) K) *index {
+	type full struct {
+		network uint64
+		key     K
+	}
+	seed := maphash.MakeSeed()
+	return &index{
+		hash: func(e *endpoint) uint64 { return maphash.Comparable(seed, full{e.network, key(e)}) },
+		same: func(a, b *endpoint) bool { return a.network == b.network && key(a) == key(b) },
+	}
+}
+
+// enter puts e where it can be found.
+func (c *content) enter(e *endpoint) {
+	c.byID.ReplaceOrInsert(e)
+	c.byNode.ReplaceOrInsert(e)
+	c.byNetwork.ReplaceOrInsert(e)
+	c.byMAC.put(e)
+	if e.leased {
+		c.byLease.ReplaceOrInsert(e)
+	}
 	if e.ip4 != 0 {
-		out = append(out, c.byIP4)
+		c.byIP4.put(e)
 	}
 	if e.ip6 != [16]byte{} {
-		out = append(out, c.byIP6)
+		c.byIP6.put(e)
 	}
 	if e.name != "" {
-		out = append(out, c.byName)
+		c.byName.put(e)
 	}
+}
+
+// leave takes e out of where enter put it.
+func (c *content) leave(e *endpoint) {
+	c.byID.Delete(e)
+	c.byNode.Delete(e)
+	c.byNetwork.Delete(e)
+	c.byMAC.remove(e)
 	if e.leased {
-		out = append(out, c.byLease)
+		c.byLease.Delete(e)
 	}
-	return out
+	if e.ip4 != 0 {
+		c.byIP4.remove(e)
+	}
+	if e.ip6 != [16]byte{} {
+		c.byIP6.remove(e)
+	}
+	if e.name != "" {
+		c.byName.remove(e)
+	}
 }
 
 // ClusterID returns the ID of the cluster, or "" before there is one.

@@ -62,6 +62,9 @@ func known(err error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return api.Errorf(api.Unavailable, "", "%w", err)
 	}
+	if kind, _ := api.Info(err); kind != overlaydv1.ErrorInfo_KIND_UNSPECIFIED {
+		return err
+	}
 	if c, ok := errors.AsType[*connect.Error](err); ok {
 		kind := api.Refused
 		switch c.Code() {

@@ -160,7 +160,7 @@ func (c *Cluster) RemoveNetwork(_ context.Context, req *overlaydv1.RemoveNetwork
 		return nil, err
 	}
 	if n.Endpoints > 0 {
-		return nil, api.Errorf(api.InUse, "network", "%s has %d endpoints; remove them first", n.Name, n.Endpoints)
+		return nil, api.Errorf(api.InUse, "network", "%s still has endpoints, %d of them; remove them first", n.Name, n.Endpoints)
 	}
 	c.c.Networks = slices.DeleteFunc(c.c.Networks, func(x *overlaydv1.ClusterNetwork) bool { return x == n })
 	return &overlaydv1.RemoveNetworkResponse{}, nil

@@ -127,9 +127,10 @@ type ClusterServiceClient interface {
 	// GetClusterStatus returns what this node knows of the cluster's health. It needs no quorum.
 	GetClusterStatus(context.Context, *v1.GetClusterStatusRequest) (*v1.GetClusterStatusResponse, error)
 	// Backup streams the whole state with a checksum. It holds the key of the cluster's CA and the join tokens.
+	// Only managers have it.
 	Backup(context.Context, *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error)
-	// Restore takes what Backup gave. A node that is in no cluster becomes the first manager of the restored
-	// one; elsewhere the state of the cluster is replaced. Nothing is changed before the checksum was found right.
+	// Restore replaces the state of the cluster by what Backup gave, on the manager that leads. Nothing is
+	// changed before the checksum was found right.
 	Restore(context.Context) (*connect.ClientStreamForClientSimple[v1.RestoreRequest, v1.RestoreResponse], error)
 }
 
@@ -494,9 +495,10 @@ type ClusterServiceHandler interface {
 	// GetClusterStatus returns what this node knows of the cluster's health. It needs no quorum.
 	GetClusterStatus(context.Context, *v1.GetClusterStatusRequest) (*v1.GetClusterStatusResponse, error)
 	// Backup streams the whole state with a checksum. It holds the key of the cluster's CA and the join tokens.
+	// Only managers have it.
 	Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error
-	// Restore takes what Backup gave. A node that is in no cluster becomes the first manager of the restored
-	// one; elsewhere the state of the cluster is replaced. Nothing is changed before the checksum was found right.
+	// Restore replaces the state of the cluster by what Backup gave, on the manager that leads. Nothing is
+	// changed before the checksum was found right.
 	Restore(context.Context, *connect.ClientStream[v1.RestoreRequest]) (*v1.RestoreResponse, error)
 }
 
