@@ -1,7 +1,6 @@
 # overlayd: a bare `make` says what there is.
 #
 # Settings, as in `make fuzz FUZZTIME=5m`:
-#   VERSION    what the binaries call themselves; default: git describe, or devel without git
 #   BENCHTIME  of each micro-benchmark (1s)     BENCH     which of them, a pattern (.)
 #   FUZZTIME   of each fuzz target (20s)        FUZZ      which of them, a pattern (.)
 #   SOAKTIME   of the soak, in seconds (600)
@@ -15,7 +14,6 @@ SHELL       := /bin/bash
 export PATH := $(PATH):/usr/local/go/bin
 
 GO        ?= go
-VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 # The commit goes into the build information too, unless there is no git, no commit, or git refuses the
 # checkout because it belongs to another user: then go build would fail.
 STAMP     := -buildvcs=$(if $(shell git rev-parse --verify -q HEAD 2>/dev/null),true,false)
@@ -50,7 +48,7 @@ help: ## say what can be made
 
 .PHONY: build
 build: ## build bin/overlayd and bin/overlayctl
-	CGO_ENABLED=0 $(GO) build -trimpath $(STAMP) -ldflags '-X $(MODULE)/controlplane/api.version=$(VERSION)' -o bin/ ./cmd/overlayd ./cmd/overlayctl
+	CGO_ENABLED=0 $(GO) build -trimpath $(STAMP) -o bin/ ./cmd/overlayd ./cmd/overlayctl
 
 .PHONY: lab
 lab: build ## three hosts, one network, real traffic: bring up, show, clean up (root)

@@ -186,9 +186,7 @@ func TestVNIs(t *testing.T) {
 		t.Error(e.Vni)
 	}
 	// Exhausted, with the given ones below left.
-	for n := uint64(firstVNI); n <= uint64(addr.MaxVNI); n++ {
-		w.c.alloc.vnis.add(n)
-	}
+	w.c.alloc.vnis.root.full = ^uint64(0)
 	if res := w.do(&statev1.CreateNetwork{Name: "f"}); res.Error.GetKind() != kExhausted || res.Error.Field != "create_network.vni" {
 		t.Error(res)
 	}
@@ -230,9 +228,7 @@ func TestDefaultSubnets(t *testing.T) {
 	if p := w.network("round").Subnets[0]; p != "10.0.9.0/24" {
 		t.Error(p)
 	}
-	for n := range uint64(1 << blockWidth) {
-		w.c.alloc.blocks.add(n)
-	}
+	w.c.alloc.blocks.root.full = ^uint64(0)
 	if res := w.do(&statev1.CreateNetwork{Name: "more"}); res.Error.GetKind() != kExhausted || res.Error.Field != "create_network.subnets" {
 		t.Error(res)
 	}
