@@ -25,7 +25,8 @@
 //
 // Files in the directory: raft.db (the log, the term and the vote; locked while in use), snapshots/ (one directory a
 // snapshot), set-aside/ (the last damaged snapshot that was not needed), restore-*.tmp (while Restore runs),
-// raft.db.damaged (what Recover could not read whole).
+// probe-*.tmp (for a moment, before a session is opened again), raft.db.new (while Recover runs) and raft.db.damaged (what
+// Recover could not read whole).
 //
 // Concurrency: all methods of Raft may be called from many goroutines. The FSM is called from one goroutine at a
 // time. Goroutines:

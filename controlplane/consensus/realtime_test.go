@@ -13,5 +13,6 @@ var tempo = Timing{Heartbeat: 400 * time.Millisecond, Election: 400 * time.Milli
 
 func inTime(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
+	t.Parallel() // they mostly wait
 	t.Run("in real time", f)
 }

@@ -226,6 +226,7 @@ func (s *session) close() error {
 	err := s.trans.Close() // a leader without contact steps down, which answers the pending calls
 	s.settle()
 	err = errors.Join(err, s.raft.Shutdown().Error())
+	s.trans.stream.wait()
 	close(s.gone)
 	s.routines.Wait()
 	return errors.Join(err, s.store.close())

@@ -17,6 +17,8 @@ type sessionStream struct {
 	conns   chan net.Conn // that were accepted
 	closed  chan struct{}
 
+	handlers sync.WaitGroup // goroutines of NetworkTransport, one an accepted connection; each closes its own in the end
+
 	mu   sync.Mutex
 	open map[net.Conn]struct{} // nil once it is closed
 }
@@ -48,7 +50,7 @@ func (s *sessionStream) offer(c net.Conn) bool {
 func (s *sessionStream) Accept() (net.Conn, error) {
 	select {
 	case c := <-s.conns:
-		return s.track(&inbound{Conn: c, timeout: s.timeout}, c)
+		return s.track(&inbound{Conn: c, timeout: s.timeout}, c, true)
 	case <-s.closed:
 		return nil, net.ErrClosed
 	}
@@ -65,7 +67,7 @@ func (s *sessionStream) Dial(to raft.ServerAddress, timeout time.Duration) (net.
 	if err != nil {
 		return nil, err
 	}
-	return s.track(c, c)
+	return s.track(c, c, false)
 }
 
 // Close implements net.Listener.
@@ -87,7 +89,10 @@ func (s *sessionStream) Close() error {
 // Addr implements net.Listener.
 func (s *sessionStream) Addr() net.Addr { return s.address }
 
-func (s *sessionStream) track(c, inner net.Conn) (net.Conn, error) {
+// wait waits for the goroutines that handle accepted connections. They may be in the middle of a write to the disk.
+func (s *sessionStream) wait() { s.handlers.Wait() }
+
+func (s *sessionStream) track(c, inner net.Conn, accepted bool) (net.Conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
@@ -95,20 +100,31 @@ func (s *sessionStream) track(c, inner net.Conn) (net.Conn, error) {
 		return nil, net.ErrClosed
 	}
 	s.open[inner] = struct{}{}
-	return &tracked{Conn: c, inner: inner, by: s}, nil
+	t := &tracked{Conn: c, inner: inner, by: s}
+	if accepted {
+		s.handlers.Add(1)
+		t.handled = s.handlers.Done
+	}
+	return t, nil
 }
 
 // tracked is a connection that its session knows.
 type tracked struct {
 	net.Conn
-	inner net.Conn
-	by    *sessionStream
+	inner   net.Conn
+	by      *sessionStream
+	handled func() // called by the first Close; nil after it, and for connections that were dialled
 }
 
 func (t *tracked) Close() error {
 	t.by.mu.Lock()
 	delete(t.by.open, t.inner)
+	handled := t.handled
+	t.handled = nil
 	t.by.mu.Unlock()
+	if handled != nil {
+		handled()
+	}
 	return t.Conn.Close()
 }
 

@@ -128,7 +128,6 @@ func (t *transport) heartbeat(self, id, to string, term uint64) (bool, error) {
 	q := &raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self), Addr: me},
 		Term:      term,
-		Leader:    me,
 	}
 	var a raft.AppendEntriesResponse
 	if err := t.AppendEntries(raft.ServerID(id), raft.ServerAddress(to), q, &a); err != nil {
