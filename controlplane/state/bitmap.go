@@ -105,12 +105,10 @@ func (b *bitNode) remove(height int, n uint64) bool {
 		if b.kids[i] == nil {
 			return false
 		}
-		b.full &^= 1 << i
+		b.full &^= 1 << i // whatever was in it, n is not any more
 		if b.kids[i].remove(height-1, n) {
 			b.kids[i] = nil
 			b.used--
-		} else if b.kids[i].full == ^uint64(0) {
-			b.full |= 1 << i // n was not in it
 		}
 		return b.used == 0
 	}

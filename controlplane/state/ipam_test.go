@@ -82,6 +82,39 @@ func TestBitmapFull(t *testing.T) {
 	}
 }
 
+// TestBitmapLeaves empties a leaf and uses it again.
+func TestBitmapLeaves(t *testing.T) {
+	b := newBitmap(24)
+	b.add(5)
+	b.add(5000)
+	b.remove(5)
+	if b.root.kids[0].kids[0] != nil {
+		t.Error("an empty leaf is kept")
+	}
+	b.add(6)
+	b.remove(5000)
+	if !b.has(6) || b.has(5000) || b.has(5) {
+		t.Error("the wrong leaf went")
+	}
+}
+
+// TestDerivedAddresses steps over what is reserved and what is taken, and gives up in the end.
+func TestDerivedAddresses(t *testing.T) {
+	p := newPool(subnet{netip.MustParsePrefix("2001:db8:42::/64"), netip.MustParseAddr("2001:db8:42::1")})
+	c := newContent(nil)
+	taken := &endpoint{id: 1, network: 7}
+	taken.setIP(netip.MustParseAddr("2001:db8:42::2"))
+	c.byIP6.put(taken)
+	for network, want := range map[uint64]string{7: "2001:db8:42::3", 8: "2001:db8:42::2"} {
+		if a, ok := p.find(c, network, func(attempt int) uint64 { return uint64(attempt) }); !ok || a.String() != want {
+			t.Errorf("network %d: %v, %v, want %s", network, a, ok, want)
+		}
+	}
+	if a, ok := p.find(c, 7, func(int) uint64 { return 2 }); ok {
+		t.Errorf("%v was found, which is taken", a)
+	}
+}
+
 // TestFreedAddressesRest: an address that is freed comes round only when all others have been given out.
 func TestFreedAddressesRest(t *testing.T) {
 	w := newWorld(t)

@@ -11,7 +11,7 @@ const RulesVersion = 1
 
 // VersionError says that something was written by the rules of a newer version than this node knows.
 type VersionError struct {
-	What  string // such as "the command at index 7"
+	What  string // "the command", "the snapshot"
 	Needs uint32
 }
 

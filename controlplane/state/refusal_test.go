@@ -352,6 +352,14 @@ func TestNotUnderstood(t *testing.T) {
 			t.Errorf("%s: %#v", name, err)
 		}
 	}
+	for name, c := range map[string]*statev1.Command{"newer": newer, "nil": nil, "no kind": {Version: 1}} {
+		if Understood(c) == nil {
+			t.Errorf("%s is understood", name)
+		}
+	}
+	if err := Understood(withKind(&statev1.CollectLeases{})); err != nil {
+		t.Error(err)
+	}
 	if !bytes.Equal(snapshotOf(t, w.Snapshot()), before) {
 		t.Error("an entry that is an error changed the state")
 	}

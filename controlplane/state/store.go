@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -56,14 +57,10 @@ func (s *Store) Apply(index uint64, entry []byte) (*statev1.Result, *statev1.Bat
 		return nil, nil, fmt.Errorf("apply the command at index %d: it cannot be decoded: %w: the Raft log of this node is damaged, or of a newer version: upgrade overlayd, or remove this node's data and join again",
 			index, err)
 	}
-	what := fmt.Sprintf("the command at index %d", index)
-	if cmd.Version > RulesVersion {
-		return nil, nil, &VersionError{What: what, Needs: cmd.Version}
+	if err := Understood(cmd); err != nil {
+		return nil, nil, fmt.Errorf("apply the command at index %d: %w", index, err)
 	}
 	apply := kindOf(cmd)
-	if apply == nil {
-		return nil, nil, fmt.Errorf("apply %s: it is of a kind that this node does not know: upgrade overlayd on this node", what)
-	}
 	if first := s.requests.byID[cmd.RequestId]; first != nil {
 		s.applied = index
 		return proto.CloneOf(first), nil, nil
@@ -90,6 +87,19 @@ func (s *Store) Apply(index uint64, entry []byte) (*statev1.Result, *statev1.Bat
 	return c.result, batch, nil
 }
 
+// Understood returns an error, such as a *VersionError, for a command that Apply would stop at. A leader has to ask before
+// it puts a command of somebody else into the log, from where nothing takes it out again: each manager of the same
+// version would stop there.
+func Understood(cmd *statev1.Command) error {
+	if v := cmd.GetVersion(); v > RulesVersion {
+		return &VersionError{What: "the command", Needs: v}
+	}
+	if kindOf(cmd) == nil {
+		return errors.New("the command is of a kind that this node does not know: upgrade overlayd on this node")
+	}
+	return nil
+}
+
 // begin checks what all commands have.
 func (c *command) begin(cmd *statev1.Command) (bad *refusal) {
 	if cmd.Version == 0 {
@@ -112,7 +122,7 @@ func (c *command) begin(cmd *statev1.Command) (bad *refusal) {
 
 // kindOf returns what applies a command, nil if this code does not know its kind.
 func kindOf(cmd *statev1.Command) func(*command) *refusal {
-	switch k := cmd.Kind.(type) {
+	switch k := cmd.GetKind().(type) {
 	case *statev1.Command_Bootstrap:
 		return func(c *command) *refusal { return c.bootstrap(k.Bootstrap).under("bootstrap") }
 	case *statev1.Command_AddNode:

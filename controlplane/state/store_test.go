@@ -226,6 +226,26 @@ func TestLeases(t *testing.T) {
 	w.must(&statev1.AddEndpoint{Network: blue.Id, Node: id(2), Name: "late", Ips: late.Ips, Mac: late.Mac}) // all of it is free again
 }
 
+// TestLeasesWithinASecond are told apart.
+func TestLeasesWithinASecond(t *testing.T) {
+	w := newWorld(t)
+	blue := w.network("blue", "10.42.0.0/24")
+	for i := range 20 {
+		end := at(1)
+		end.Nanos = int32(20-i) * 10_000_000
+		w.must(&statev1.AddEndpoint{Network: blue.Id, Node: id(2), LeaseEnd: end})
+	}
+	c := withKind(&statev1.CollectLeases{})
+	c.Version, c.Time, c.Seed = 1, at(1), make([]byte, seedLen)
+	c.Time.Nanos = 100_000_000
+	if got := w.apply(wire(c)).Collected; got != 9 {
+		t.Errorf("%d collected, want 9", got)
+	}
+	if l := w.Leases(); len(l) != 11 || l[0].LeaseEnd.Nanos != 100_000_000 || l[10].LeaseEnd.Nanos != 200_000_000 {
+		t.Errorf("left: %v", l)
+	}
+}
+
 func TestCollectIsBounded(t *testing.T) {
 	w := newWorld(t)
 	blue := w.network("blue", "10.0.0.0/16")
@@ -261,7 +281,11 @@ func TestRequestsAreAppliedOnce(t *testing.T) {
 	if !proto.Equal(again, first) || len(w.Endpoints("", "")) != 0 || len(w.batches) != batches+1 {
 		t.Errorf("repeated: %v, want %v", again, first)
 	}
-	again.Endpoint.Name = "x" // the caller's own
+	want := proto.CloneOf(first)
+	first.Endpoint.Name, again.Endpoint.Name = "x", "x" // the caller's own
+	if first = request("r", add); !proto.Equal(first, want) {
+		t.Errorf("changed from outside: %v, want %v", first, want)
+	}
 	if again := request("s", &statev1.RemoveNetwork{Id: blue.Id}); !proto.Equal(again, refused) {
 		t.Errorf("repeated: %v, want %v", again, refused)
 	}
@@ -290,6 +314,33 @@ func TestRequestsAreAppliedOnce(t *testing.T) {
 	}
 	if n := len(w.requests.byID); n != maxRequests {
 		t.Errorf("%d requests are remembered", n)
+	}
+	full := snapshotOf(t, w.Snapshot())
+	if err := restored.Restore(bytes.NewReader(full)); err != nil || !bytes.Equal(snapshotOf(t, restored.Snapshot()), full) {
+		t.Errorf("a snapshot with all of them, restored, is another one (%v)", err)
+	}
+	parts := partsOf(t, full)
+	if oldest := parts[len(parts)-1-maxRequests].GetRequest(); oldest.GetRequestId() != "fill 0" {
+		t.Errorf("the oldest request in the snapshot is %v", oldest)
+	}
+}
+
+// TestSeedsRepeat: a proposer whose randomness is broken still makes no ID, MAC or IPv6 address twice.
+func TestSeedsRepeat(t *testing.T) {
+	w := newWorld(t)
+	net := w.network("blue", "2001:db8:42::/64")
+	seen := map[string]bool{}
+	for range 20 {
+		c := withKind(&statev1.AddEndpoint{Network: net.Id, Node: id(2)})
+		c.Version, c.Time, c.Seed = 1, at(0), make([]byte, seedLen)
+		e := w.apply(wire(c)).Endpoint
+		for _, s := range []string{e.Id, string(e.Mac), e.Ips[0]} {
+			if seen[s] {
+				t.Errorf("%q comes twice", s)
+			}
+			seen[s] = true
+		}
+		w.must(&statev1.RemoveEndpoint{Id: e.Id})
 	}
 }
 
