@@ -152,7 +152,11 @@ func (l *clients) check(t *testing.T) {
 		}
 	}
 	t.Logf("%d operations, %d acknowledged, %d with unknown outcome", len(l.history), l.acked, unknown)
-	if l.acked < 50 {
+	enough := 50
+	if !virtualTime {
+		enough = 10 // what a busy machine leaves of the shorter test
+	}
+	if l.acked < enough {
 		t.Errorf("only %d operations succeeded: the test shows nothing", l.acked)
 	}
 }
