@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,14 +48,15 @@ func newClients(creds *identity.Current) *clients {
 	return &clients{creds: creds, byKey: map[manager]*http.Transport{}}
 }
 
-// peer returns a client for a manager: what answers at its address has to prove that it is the one.
+// peer returns a client for a manager: what answers at its address has to prove that it is one, though not which. After a
+// restore on the same host it is another one.
 func (c *clients) peer(m manager) peerv1connect.PeerServiceClient {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.byKey[m]
 	if t == nil {
 		t = transport(func() *tls.Config {
-			return c.creds.ClientTLS(identity.Expect{NodeID: m.ID, Role: statev1.Role_ROLE_MANAGER})
+			return c.creds.ClientTLS(identity.Expect{Role: statev1.Role_ROLE_MANAGER})
 		})
 		c.byKey[m] = t
 	}
@@ -83,7 +86,7 @@ func transport(config func() *tls.Config) *http.Transport {
 	}
 }
 
-// managers returns where managers are to be asked, in random order: those of the state or, as long as there is none,
+// managers returns where managers are to be asked, in random order, but last those that the gossip takes for dead: those of the state or, as long as there is none,
 // those that were named when this node joined. This node is not among them.
 func (m *member) managers() []manager {
 	var out []manager
@@ -102,15 +105,23 @@ func (m *member) managers() []manager {
 		m.localMu.Unlock()
 	}
 	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	alive := m.node.Alive()
+	silent := func(x manager) int {
+		if up, heard := alive[x.ID]; heard && !up {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(out, func(a, b manager) int { return cmp.Compare(silent(a), silent(b)) })
 	return out
 }
 
 // askManagers asks one manager after the other until one answers. Only that a manager cannot be reached or cannot
 // answer at the moment is a reason to ask the next one.
-func (m *member) askManagers(ctx context.Context, ask func(context.Context, peerv1connect.PeerServiceClient) error) error {
+func (m *member) askManagers(ctx context.Context, limit time.Duration, ask func(context.Context, peerv1connect.PeerServiceClient) error) error {
 	var errs []error
 	for _, x := range m.managers() {
-		err := m.askOne(ctx, x, ask)
+		err := m.askOne(ctx, x, limit, ask)
 		if err == nil || !isTransient(err) || ctx.Err() != nil {
 			return err
 		}
@@ -122,8 +133,8 @@ func (m *member) askManagers(ctx context.Context, ask func(context.Context, peer
 	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("no manager answers: %w", errors.Join(errs...)))
 }
 
-func (m *member) askOne(ctx context.Context, x manager, ask func(context.Context, peerv1connect.PeerServiceClient) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+func (m *member) askOne(ctx context.Context, x manager, limit time.Duration, ask func(context.Context, peerv1connect.PeerServiceClient) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := ask(ctx, m.peers.peer(x)); err != nil {
 		return fmt.Errorf("manager %s: %w", x.Address, err)
@@ -133,6 +144,9 @@ func (m *member) askOne(ctx context.Context, x manager, ask func(context.Context
 
 // isTransient reports whether another manager, or the same one later, may give another answer.
 func isTransient(err error) bool {
+	if _, isRefusal := errors.AsType[Refusal](err); isRefusal {
+		return false
+	}
 	switch connect.CodeOf(err) {
 	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeUnknown, connect.CodeCanceled, connect.CodeAborted:
 		return true

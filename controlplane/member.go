@@ -29,6 +29,10 @@ const (
 	protocolRaft = "overlayd-raft-1"
 )
 
+// recheckAfter is how long the connections of a node that was removed stay, so that one which asked for that hears that it is
+// granted. Nothing new is answered on them.
+const recheckAfter = time.Second
+
 // errGone ends a membership because the node left or was removed.
 var errGone = errors.New("this node is no member any more")
 
@@ -38,6 +42,8 @@ type member struct {
 	log   *slog.Logger
 	creds *identity.Current
 	peers *clients
+
+	renewing sync.Mutex // one renewal at a time, so that the newest certificate stays
 
 	localMu sync.Mutex // guards local, of which IDs, addresses and ports never change
 	local   *local
@@ -93,6 +99,7 @@ func (m *member) run(ctx context.Context, started func(error)) (err error) {
 	defer func() { tell(err) }()
 
 	group, ctx := errgroup.WithContext(ctx)
+	defer m.peers.close()
 	listener, err := wire.Listen(wire.Config{
 		Address:   netip.AddrPortFrom(m.listen(), m.local.ControlPort),
 		TLS:       m.creds.ServerTLS(protocolAPI, protocolRaft),
@@ -121,6 +128,7 @@ func (m *member) run(ctx context.Context, started func(error)) (err error) {
 
 	fail := func(err error) error {
 		group.Go(func() error { return err })
+		m.standUp()
 		return group.Wait()
 	}
 	g, err := m.openGossip()
@@ -143,6 +151,9 @@ func (m *member) run(ctx context.Context, started func(error)) (err error) {
 		if err := m.found(ctx, m.seat.Load()); err != nil {
 			return fail(errors.Join(err, ctx.Err()))
 		}
+		if err := m.save(); err != nil {
+			return fail(err)
+		}
 		m.found = nil
 	}
 	m.node.member.Store(m)
@@ -163,7 +174,6 @@ func (m *member) run(ctx context.Context, started func(error)) (err error) {
 	poke(m.behind)
 	<-ctx.Done()
 	m.standUp()
-	m.peers.close()
 	err = group.Wait()
 	if errors.Is(err, errGone) {
 		return errors.Join(err, m.node.forget())
@@ -214,8 +224,10 @@ func (m *member) check(cs tls.ConnectionState) error {
 // admit says whether a node whose certificate is good may speak to this one: not after it was removed, and as what
 // only a role may speak not after it lost that, although its certificate may be good for months.
 func (m *member) admit(peer identity.Identity, role statev1.Role) error {
+	// Whichever is newer: a manager that was down may have to learn from the copy of another one, see syncLoop, that the
+	// leader is a manager, before it can learn anything from the leader.
 	known, lookup := m.node.replica.Index(), m.node.replica.Node
-	if s := m.seat.Load(); s != nil {
+	if s := m.seat.Load(); s != nil && s.store.Index() > known {
 		known, lookup = s.store.Index(), s.store.Node
 	}
 	if peer.NodeID == m.local.NodeID || known == 0 {
@@ -233,20 +245,28 @@ func (m *member) admit(peer identity.Identity, role statev1.Role) error {
 
 // roleLoop takes and leaves the seat among the managers as the state says, and holds the others to their roles.
 func (m *member) roleLoop(ctx context.Context, listener *wire.Listener) error {
+	var recheck <-chan time.Time
 	for {
 		select {
 		case <-m.role:
+			if recheck == nil {
+				recheck = time.After(recheckAfter)
+			}
+		case <-recheck:
+			recheck = nil
+			if dropped := listener.Recheck(); dropped > 0 {
+				m.log.Info("closed connections of nodes that may not have them any more", "connections", dropped)
+			}
+			continue
 		case <-ctx.Done():
 			return nil
-		}
-		if dropped := listener.Recheck(); dropped > 0 {
-			m.log.Info("closed connections of nodes that may not have them any more", "connections", dropped)
 		}
 		self := m.node.replica.Node(m.local.NodeID)
 		switch {
 		case m.node.replica.Index() < max(m.joined(), 1): // from before this node was a member
 		case self == nil:
 			m.log.Warn("this node was removed from the cluster: it forgets its keys and stops forwarding for it")
+			m.dismissed(ctx)
 			m.leave()
 		case self.Role != m.creds.Load().Role():
 			if err := m.changeRole(ctx, self.Role); err != nil {
@@ -264,17 +284,27 @@ func (m *member) joined() uint64 {
 	return m.local.Joined
 }
 
-// setJoined notes joined down.
-func (m *member) setJoined(index uint64) error {
+// setJoined changes joined, which is not saved yet.
+func (m *member) setJoined(index uint64) {
 	m.localMu.Lock()
 	defer m.localMu.Unlock()
 	m.local.Joined = index
-	return m.local.save(m.node.cfg.localFile())
+}
+
+// save notes the membership down.
+func (m *member) save() error {
+	m.localMu.Lock()
+	defer m.localMu.Unlock()
+	if err := m.local.save(m.node.cfg.localFile()); err != nil {
+		return fmt.Errorf("note down the membership: %w", err)
+	}
+	return nil
 }
 
 // changeRole gets a certificate with the new role and takes or leaves the seat.
 func (m *member) changeRole(ctx context.Context, role statev1.Role) error {
 	if role != statev1.Role_ROLE_MANAGER {
+		m.dismissed(ctx)
 		m.standUp()
 		if err := os.RemoveAll(m.node.cfg.raftDir()); err != nil {
 			return err

@@ -137,10 +137,10 @@ func (n *Node) Join(ctx context.Context, token string, remotes []string, o Optio
 	}
 	t, err := identity.ParseToken(token)
 	if err != nil {
-		return nil, err
+		return nil, Refusal{Kind: statev1.Error_KIND_INVALID, Field: "options.token", Message: err.Error()}
 	}
 	if len(remotes) == 0 {
-		return nil, errors.New("no manager is named: state the host:port of the control port of one or more")
+		return nil, Refusal{Kind: statev1.Error_KIND_INVALID, Field: "options.remotes", Message: "no manager is named: state the host:port of the control port of one or more"}
 	}
 	key, err := identity.NewKey()
 	if err != nil {
@@ -188,8 +188,23 @@ func (n *Node) Join(ctx context.Context, token string, remotes []string, o Optio
 	return res.Node, nil
 }
 
-// joinAny asks one manager after the other.
-func joinAny(ctx context.Context, t identity.Token, remotes []string, req *peerv1.JoinRequest) (*peerv1.JoinResponse, error) {
+// joinAny asks one manager after the other, and all again as long as one answers that it cannot at the moment, such as
+// without a leader.
+func joinAny(ctx context.Context, t identity.Token, remotes []string, req *peerv1.JoinRequest) (res *peerv1.JoinResponse, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var final error
+	err = retry(ctx, func() error {
+		if res, err = joinOnce(ctx, t, remotes, req); connect.IsWireError(err) {
+			return err
+		}
+		final = err // nobody answers: to wait would only keep the reason back
+		return nil
+	})
+	return res, cmp.Or(err, final)
+}
+
+func joinOnce(ctx context.Context, t identity.Token, remotes []string, req *peerv1.JoinRequest) (*peerv1.JoinResponse, error) {
 	var errs []error
 	for _, remote := range remotes {
 		if _, _, err := net.SplitHostPort(remote); err != nil {
@@ -223,7 +238,7 @@ func (m *member) withdraw(res *peerv1.JoinResponse) {
 	if err := complete(req.Command); err != nil {
 		return
 	}
-	if err := m.askManagers(ctx, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+	if err := m.askManagers(ctx, callTimeout, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
 		_, err := p.Propose(ctx, req)
 		return err
 	}); err != nil {
@@ -240,10 +255,11 @@ func (n *Node) Leave(ctx context.Context, force bool) error {
 	if err != nil {
 		return err
 	}
-	if err := m.resign(ctx, force); err != nil {
-		if !force {
-			return err
-		}
+	if err := m.resign(ctx, force); err == nil {
+		m.dismissed(ctx)
+	} else if !force {
+		return err
+	} else {
 		m.log.Warn("left without the consent of the managers: run `overlayctl node rm --force` on one of them", "error", err)
 	}
 	if g := m.gossip.Load(); g != nil {
@@ -274,8 +290,19 @@ func (m *member) resign(ctx context.Context, force bool) error {
 			return Refusal{Kind: statev1.Error_KIND_REFUSED, Message: "this is the last manager, and with it the cluster's state is lost: promote another node first, or use --force"}
 		}
 	}
+	if s := m.seat.Load(); s != nil && s.raft.IsLeader() {
+		// The others refuse what a node says that is no member any more, and could not be told who is to lead.
+		if err := s.raft.TransferLeadership(ctx); err != nil {
+			m.log.Debug("leadership was not handed over before leaving", "error", err)
+		}
+	}
 	_, err := m.propose(ctx, &statev1.Command{Kind: &statev1.Command_RemoveNode{RemoveNode: &statev1.RemoveNode{Id: m.local.NodeID, Force: force}}})
-	return err
+	select {
+	case <-m.gone:
+		return nil // it has heard of its removal, if not as the answer
+	default:
+		return err
+	}
 }
 
 func (n *Node) newLocal(o Options) (*local, error) {
@@ -283,7 +310,10 @@ func (n *Node) newLocal(o Options) (*local, error) {
 		return nil, ErrMember
 	}
 	if err := checkAddresses(o.Addresses); err != nil {
-		return nil, fmt.Errorf("advertise: %w", err)
+		return nil, Refusal{Kind: statev1.Error_KIND_INVALID, Field: "options.advertise", Message: err.Error()}
+	}
+	if err := n.forget(); err != nil { // what a crash left of an earlier attempt
+		return nil, err
 	}
 	name := o.Name
 	if name == "" {

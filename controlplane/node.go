@@ -100,6 +100,9 @@ func (n *Node) Run(ctx context.Context) error {
 			}
 			return nil
 		case errors.Is(err, errGone):
+			if err != errGone {
+				n.log.Warn("the node left its cluster, but not in order", "error", err)
+			}
 			continue
 		case n.member.Load() == nil:
 			continue // the first start failed; whoever asked for it has been told
@@ -110,6 +113,7 @@ func (n *Node) Run(ctx context.Context) error {
 		n.log.Error("the control plane stopped; forwarding goes on with what is known", "error", err, "retry", wait)
 		select {
 		case <-time.After(wait):
+		case <-m.gone:
 		case <-ctx.Done():
 			return nil
 		}
@@ -119,8 +123,10 @@ func (n *Node) Run(ctx context.Context) error {
 
 // start has Run begin the membership m, and returns when it stands. If that fails, nothing of it is left.
 func (n *Node) start(ctx context.Context, m *member) error {
-	if err := m.local.save(n.cfg.localFile()); err != nil {
-		return errors.Join(fmt.Errorf("note down the membership: %w", err), n.forget())
+	if m.found == nil { // or else when the cluster is there: without one, a crash would leave a member of nothing
+		if err := m.save(); err != nil {
+			return errors.Join(err, n.forget())
+		}
 	}
 	a := &attempt{member: m, started: make(chan error, 1)}
 	select {
@@ -135,15 +141,18 @@ func (n *Node) start(ctx context.Context, m *member) error {
 	return nil
 }
 
-// forget removes everything that this node keeps of its cluster.
+// forget removes everything that this node keeps of its cluster. The files go before the membership does: as soon as that
+// is gone, Init and Join may write new ones.
 func (n *Node) forget() error {
-	n.member.Store(nil)
-	n.hub.replace(func() { n.replica.Clear() })
 	var errs []error
 	// What says that there is a membership goes first, so that a crash on the way leaves none.
 	for _, path := range []string{n.cfg.localFile(), n.cfg.identityDir(), n.cfg.raftDir(), n.cfg.copyFile()} {
 		errs = append(errs, os.RemoveAll(path))
 	}
+	n.hub.replace(func() {
+		n.member.Store(nil)
+		n.replica.Clear()
+	})
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove what is left of the membership: %w", err)
 	}

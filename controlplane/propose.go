@@ -125,7 +125,7 @@ func (m *member) route(ctx context.Context, req *peerv1.ProposeRequest) (*peerv1
 	s := m.seat.Load()
 	if s == nil {
 		var res *peerv1.ProposeResponse
-		err := m.askManagers(ctx, func(ctx context.Context, p peerv1connect.PeerServiceClient) (err error) {
+		err := m.askManagers(ctx, callTimeout, func(ctx context.Context, p peerv1connect.PeerServiceClient) (err error) {
 			res, err = p.Propose(ctx, req)
 			return err
 		})
@@ -143,7 +143,7 @@ func (m *member) route(ctx context.Context, req *peerv1.ProposeRequest) (*peerv1
 	}
 	req.Forwarded = true
 	var res *peerv1.ProposeResponse
-	err = m.askOne(ctx, manager{ID: elsewhere.LeaderID, Address: elsewhere.LeaderAddress}, func(ctx context.Context, p peerv1connect.PeerServiceClient) (err error) {
+	err = m.askOne(ctx, manager{ID: elsewhere.LeaderID, Address: elsewhere.LeaderAddress}, callTimeout, func(ctx context.Context, p peerv1connect.PeerServiceClient) (err error) {
 		res, err = p.Propose(ctx, req)
 		return err
 	})
@@ -161,12 +161,22 @@ func unavailable(err error) error {
 
 // decide proposes a command on the leader, after the checks that only the leader can make. A refusal is a result.
 func (s *seat) decide(ctx context.Context, c *statev1.Command) (*statev1.Result, error) {
+	// What is in the log has to be applied: a command that this version does not know would stop every manager.
+	if err := state.Understood(c); err != nil {
+		return nil, connect.NewError(connect.CodeUnimplemented, err)
+	}
 	if id := losesVoter(c); id != "" && s.raft.IsLeader() {
 		if n := s.store.Node(id); n != nil && n.Role == statev1.Role_ROLE_MANAGER {
 			if err := s.raft.CanLose(id); err != nil {
 				return &statev1.Result{Error: &statev1.Error{Kind: statev1.Error_KIND_REFUSED, Message: err.Error()}}, nil
 			}
 		}
+	}
+	if a := c.GetAddEndpoint(); a.GetLeaseEnd() != nil && c.Time != nil {
+		// The leader collects, so the lease ends by its clock, whatever that of the proposer says.
+		now := time.Now()
+		a.LeaseEnd = timestamppb.New(now.Add(a.LeaseEnd.AsTime().Sub(c.Time.AsTime())))
+		c.Time = timestamppb.New(now)
 	}
 	result, err := s.propose(ctx, c)
 	if _, isRefusal := errors.AsType[Refusal](err); isRefusal {
@@ -221,7 +231,7 @@ func (m *member) readIndex(ctx context.Context, forwarded bool) (uint64, error) 
 	}
 	s := m.seat.Load()
 	if s == nil {
-		err := m.askManagers(ctx, ask)
+		err := m.askManagers(ctx, callTimeout, ask)
 		return index, err
 	}
 	err := s.raft.Read(ctx, func() { index = s.store.Index() })
@@ -232,7 +242,7 @@ func (m *member) readIndex(ctx context.Context, forwarded bool) (uint64, error) 
 	if forwarded || elsewhere.LeaderID == "" || elsewhere.LeaderID == m.local.NodeID {
 		return 0, unavailable(errors.New("this manager does not lead, and knows of no leader"))
 	}
-	err = m.askOne(ctx, manager{ID: elsewhere.LeaderID, Address: elsewhere.LeaderAddress}, ask)
+	err = m.askOne(ctx, manager{ID: elsewhere.LeaderID, Address: elsewhere.LeaderAddress}, callTimeout, ask)
 	return index, err
 }
 

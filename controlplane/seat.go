@@ -1,11 +1,13 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,8 +21,12 @@ import (
 	"github.com/overlayd/overlayd/controlplane/wire"
 )
 
-// stabilizeTime is how long a new manager has to keep up before it gets a vote.
-const stabilizeTime = 3 * time.Second
+const (
+	// stabilizeTime is how long a new manager has to keep up before it gets a vote, unless Raft is made less patient.
+	stabilizeTime = 3 * time.Second
+	// dismissTime bounds the wait of a former manager for the others to go on without it.
+	dismissTime = 15 * time.Second
+)
 
 // seat is a manager's place in Raft.
 type seat struct {
@@ -31,7 +37,8 @@ type seat struct {
 	end    context.CancelFunc // of its goroutines
 	done   sync.WaitGroup
 
-	batchMu sync.Mutex // one batch is signed and sent at a time, in order
+	batchMu sync.Mutex    // one batch is signed and sent at a time, in order
+	nodes   chan struct{} // capacity 1: look at the managers again
 
 	rotation rotation // of lead alone, as what follows
 	lastKeys [][]byte // the keys of the gossip before this leader's last step
@@ -42,15 +49,15 @@ func (m *member) takeSeat(ctx context.Context) error {
 	if m.seat.Load() != nil {
 		return nil
 	}
-	s := &seat{member: m, store: state.NewStore(), stream: newStreamLayer(m)}
+	s := &seat{member: m, store: state.NewStore(), stream: newStreamLayer(m), nodes: make(chan struct{}, 1)}
 	m.raftTo.Store(s.stream)
 	r, err := consensus.Open(consensus.Config{
 		ID: m.local.NodeID, Dir: m.node.cfg.raftDir(), Address: m.local.control(),
 		Stream: s.stream, FSM: fsm{s}, Timing: m.node.cfg.Timing, Log: m.log,
 		ResolveAddress: m.controlAddress,
 		WantVoter:      s.wantsVoter,
-		StabilizeTime:  stabilizeTime,
-		Check:          func(r io.Reader) error { return state.NewStore().Restore(r) },
+		StabilizeTime:  cmp.Or(min(stabilizeTime, 2*m.node.cfg.Timing.Heartbeat), stabilizeTime),
+		Check:          s.checkBackup,
 	})
 	if err != nil {
 		m.raftTo.Store(nil)
@@ -68,6 +75,24 @@ func (m *member) takeSeat(ctx context.Context) error {
 		}
 	})
 	return nil
+}
+
+// dismissed waits until Raft no longer counts on this manager, which the state says is none any more: without its vote, and
+// still counted, the others may lack a majority to take it out.
+func (m *member) dismissed(ctx context.Context) {
+	s := m.seat.Load()
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, dismissTime)
+	defer cancel()
+	for slices.ContainsFunc(s.raft.Servers(), func(x consensus.Server) bool { return x.ID == m.local.NodeID }) {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // standUp gives the seat up, if there is one.
@@ -137,6 +162,7 @@ func (s *seat) lead(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
+		case <-s.nodes:
 		case <-ctx.Done():
 			return
 		}

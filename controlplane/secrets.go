@@ -55,7 +55,7 @@ func (m *member) fetchKeys(ctx context.Context) error {
 		}
 		keys, managers = secrets.GossipKeys, s.managers()
 	} else {
-		if err := m.askManagers(ctx, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+		if err := m.askManagers(ctx, callTimeout, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
 			res, err := p.GetKeys(ctx, &peerv1.GetKeysRequest{})
 			keys, managers = res.GetGossipKeys(), managersFromWire(res.GetManagers())
 			return err
@@ -68,6 +68,7 @@ func (m *member) fetchKeys(ctx context.Context) error {
 	}
 	m.localMu.Lock()
 	defer m.localMu.Unlock()
+	next := *m.local
 	newKeys := !slices.EqualFunc(keys, m.local.GossipKeys, slices.Equal)
 	if !newKeys && slices.Equal(managers, m.local.Managers) {
 		return nil
@@ -79,8 +80,12 @@ func (m *member) fetchKeys(ctx context.Context) error {
 			}
 		}
 	}
+	next.GossipKeys, next.Managers = keys, managers
+	if err := next.save(m.node.cfg.localFile()); err != nil {
+		return fmt.Errorf("note down the keys of the gossip: %w", err) // and try again
+	}
 	m.local.GossipKeys, m.local.Managers = keys, managers
-	return m.local.save(m.node.cfg.localFile())
+	return nil
 }
 
 // rotation is how far the leader is with a rotation of the keys of the gossip. A new leader begins to count anew,
@@ -118,7 +123,7 @@ func nextKeys(keys, before [][]byte, age time.Duration) [][]byte {
 	switch {
 	case len(keys) == 1 && age >= keyAge:
 		return [][]byte{keys[0], newGossipKey()}
-	case len(keys) == 2 && age >= keyStep && len(before) == 1:
+	case len(keys) == 2 && age >= keyStep && len(before) == 1 && slices.Equal(before[0], keys[0]):
 		return [][]byte{keys[1], keys[0]}
 	case len(keys) >= 2 && age >= keyStep:
 		return keys[:1]
@@ -148,6 +153,8 @@ func (m *member) renewLoop(ctx context.Context) error {
 
 // renew gets a new certificate for the same key, with the role that this node has now.
 func (m *member) renew(ctx context.Context) error {
+	m.renewing.Lock()
+	defer m.renewing.Unlock()
 	old := m.creds.Load()
 	csr, err := old.CSR()
 	if err != nil {
@@ -157,7 +164,7 @@ func (m *member) renew(ctx context.Context) error {
 	if s := m.seat.Load(); s != nil {
 		cert, ca, err = s.renew(m.local.NodeID, csr)
 	} else {
-		err = m.askManagers(ctx, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+		err = m.askManagers(ctx, callTimeout, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
 			res, err := p.Renew(ctx, &peerv1.RenewRequest{CertificateRequest: csr})
 			cert, ca = res.GetCertificate(), res.GetCaCertificate()
 			return err
@@ -196,7 +203,8 @@ func (n *Node) Tokens(ctx context.Context) (Tokens, error) {
 
 // RotateToken replaces the token for a role: the old one lets nobody in any more. Nodes that joined by it stay.
 func (n *Node) RotateToken(ctx context.Context, role statev1.Role) (Tokens, error) {
-	if _, err := n.Tokens(ctx); err != nil {
+	s, err := n.managing()
+	if err != nil {
 		return Tokens{}, err
 	}
 	secrets := &statev1.Secrets{}
@@ -211,7 +219,14 @@ func (n *Node) RotateToken(ctx context.Context, role statev1.Role) (Tokens, erro
 	if _, err := n.Propose(ctx, &statev1.Command{Kind: &statev1.Command_SetSecrets{SetSecrets: &statev1.SetSecrets{Secrets: secrets}}}); err != nil {
 		return Tokens{}, err
 	}
-	return n.Tokens(ctx)
+	// This manager may learn of it a moment later.
+	all := s.store.Secrets()
+	if all != nil && secrets.WorkerToken != nil {
+		all.WorkerToken = secrets.WorkerToken
+	} else if all != nil {
+		all.ManagerToken = secrets.ManagerToken
+	}
+	return tokensOf(all)
 }
 
 func tokensOf(s *statev1.Secrets) (Tokens, error) {

@@ -23,7 +23,7 @@ import (
 const syncChunk = 256 << 10
 
 // maxRequest bounds one request of another node, in bytes.
-const maxRequest = 1 << 20
+const maxRequest = 64 << 10
 
 // peerKey is the key of the caller's identity in the context of a request.
 type peerKey struct{}
@@ -142,6 +142,12 @@ func (p peerService) Propose(ctx context.Context, req *peerv1.ProposeRequest) (*
 	if req.Command == nil || req.Command.Kind == nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("command: is missing"))
 	}
+	if req.Command.GetRemoveEndpoint() != nil && !s.raft.IsLeader() {
+		// Whose it is, this manager may not have heard yet.
+		if err := p.catchUp(ctx, s); err != nil {
+			return nil, err
+		}
+	}
 	// What another manager proposes was checked there, or is its own.
 	if !s.wantsVoter(peer.NodeID) || peer.Role != statev1.Role_ROLE_MANAGER {
 		if req.Forwarded {
@@ -152,6 +158,22 @@ func (p peerService) Propose(ctx context.Context, req *peerv1.ProposeRequest) (*
 		}
 	}
 	return p.route(ctx, req)
+}
+
+// catchUp waits until this manager's state holds all that was acknowledged before the call.
+func (p peerService) catchUp(ctx context.Context, s *seat) error {
+	index, err := p.readIndex(ctx, false)
+	for err == nil && s.store.Index() < index {
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		return unavailable(err)
+	}
+	return nil
 }
 
 // allowed says whether a worker may propose a command.
@@ -195,6 +217,11 @@ func (p peerService) Sync(_ context.Context, req *peerv1.SyncRequest, stream *co
 	s, err := p.manager()
 	if err != nil {
 		return err
+	}
+	// A manager that lags would take the caller back. That the managers themselves went back, as to a backup, only the
+	// leader can tell.
+	if s.store.Index() < req.Since && !s.raft.IsLeader() {
+		return connect.NewError(connect.CodeUnavailable, fmt.Errorf("this manager is at index %d, and behind the caller's %d", s.store.Index(), req.Since))
 	}
 	if batches, ok := s.store.Since(req.Since); ok && !req.Whole {
 		for _, b := range batches {

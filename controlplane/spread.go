@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -28,6 +30,8 @@ const (
 	syncEvery = 30 * time.Second
 	// syncPause is the least time between two such questions.
 	syncPause = 100 * time.Millisecond
+	// syncTime bounds one such question: the answer may be the whole state. Pings find out earlier if nobody is there.
+	syncTime = 2 * time.Minute
 	// wholeEvery is the least time between two fetches of the whole state because copies differ.
 	wholeEvery = time.Minute
 	// saveEvery is the least time between two writes of the copy to disk.
@@ -42,6 +46,7 @@ var errSigner = errors.New("its signer is no manager that this node knows")
 
 // spread applies a batch that this manager has from Raft to its copy and, on the leader, tells the other nodes.
 func (m *member) spread(b *statev1.Batch, s *seat) {
+	replayed := m.node.replica.Index() >= b.Index // what Raft reads again after a start is no news
 	if err := m.apply(b); err != nil {
 		// The copy is older than the log that Raft replays, or of another line.
 		if err = m.reload(s.store); err != nil {
@@ -49,8 +54,11 @@ func (m *member) spread(b *statev1.Batch, s *seat) {
 		}
 	}
 	g := m.gossip.Load()
-	if g == nil || s.raft == nil || !s.raft.IsLeader() {
+	if g == nil || replayed || m.seat.Load() != s || !s.raft.IsLeader() {
 		return
+	}
+	if slices.ContainsFunc(b.Deltas, func(d *statev1.Delta) bool { return d.Node != nil || d.RemovedNode != "" }) {
+		poke(s.nodes)
 	}
 	if err := s.announce(g, b); err != nil {
 		// Too big, or too many at once: the others are told that there is something, and ask.
@@ -177,7 +185,7 @@ func (m *member) mirror(s *state.Store) error {
 	return m.load(r)
 }
 
-// load replaces the copy.
+// load replaces the copy. Nobody can watch or change it while r is read.
 func (m *member) load(r io.Reader) error {
 	var err error
 	m.node.hub.change(func() (uint64, []*statev1.Delta) {
@@ -191,7 +199,7 @@ func (m *member) load(r io.Reader) error {
 	return err
 }
 
-// syncLoop keeps a worker's copy in line with the managers. Managers have Raft for that.
+// syncLoop keeps a worker's copy in line with the managers. Managers have Raft for that, while they know of a leader.
 func (m *member) syncLoop(ctx context.Context) error {
 	for {
 		select {
@@ -200,8 +208,10 @@ func (m *member) syncLoop(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if m.seat.Load() != nil {
-			continue
+		if s := m.seat.Load(); s != nil {
+			if leader, _ := s.raft.Leader(); leader != "" {
+				continue
+			}
 		}
 		if err := m.sync(ctx); err != nil && ctx.Err() == nil {
 			m.log.Debug("cannot ask the managers what is new", "error", err)
@@ -226,13 +236,13 @@ func (m *member) sync(ctx context.Context) error {
 		m.wholeAt = time.Now()
 		m.log.Warn("another node has a different copy of the same state: fetching all of it anew")
 	}
-	return m.askManagers(ctx, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+	return m.askManagers(ctx, syncTime, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
 		stream, err := p.Sync(ctx, &peerv1.SyncRequest{Since: m.node.replica.Index(), Whole: whole})
 		if err != nil {
 			return err
 		}
 		defer stream.Close()
-		var snapshot *snapshotReader
+		var snapshot bytes.Buffer // nobody is to wait for the network while it is loaded
 		for stream.Receive() {
 			switch msg := stream.Msg(); {
 			case msg.Batch != nil:
@@ -242,40 +252,15 @@ func (m *member) sync(ctx context.Context) error {
 				if err := m.apply(msg.Batch); err != nil {
 					return err
 				}
-			case len(msg.Snapshot) > 0:
-				snapshot = &snapshotReader{stream: stream, rest: msg.Snapshot}
-				if err := m.load(snapshot); err != nil {
-					return err
-				}
+			default:
+				snapshot.Write(msg.Snapshot)
 			}
 		}
-		return stream.Err()
+		if err := stream.Err(); err != nil || snapshot.Len() == 0 {
+			return err
+		}
+		return m.load(&snapshot)
 	})
-}
-
-// snapshotReader reads the snapshot that a stream carries.
-type snapshotReader struct {
-	stream interface {
-		Receive() bool
-		Msg() *peerv1.SyncResponse
-		Err() error
-	}
-	rest []byte
-}
-
-func (r *snapshotReader) Read(b []byte) (int, error) {
-	for len(r.rest) == 0 {
-		if !r.stream.Receive() {
-			if err := r.stream.Err(); err != nil {
-				return 0, err
-			}
-			return 0, io.EOF
-		}
-		r.rest = r.stream.Msg().Snapshot
-	}
-	n := copy(b, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
 }
 
 // copyLoop writes the copy to disk after changes, so that the next start can forward before it has asked anyone.

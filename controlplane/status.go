@@ -32,7 +32,7 @@ func (n *Node) Raft(ctx context.Context) (RaftStatus, error) {
 		return s.status(), nil
 	}
 	var out RaftStatus
-	err = m.askManagers(ctx, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+	err = m.askManagers(ctx, callTimeout, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
 		res, err := p.GetRaft(ctx, &peerv1.GetRaftRequest{})
 		out = RaftStatus{Leader: res.GetLeader(), Index: res.GetIndex()}
 		for _, x := range res.GetServers() {

@@ -12,7 +12,7 @@ const maxPending = 65536
 
 // Update is what changed in the state that every node knows. Its messages are shared: they must not be changed.
 type Update struct {
-	Index uint64 // of the state after it
+	Index uint64 // of the state after it; it may be all that changed
 	// Reset says that Deltas are the whole state: what is not among them is gone.
 	Reset  bool
 	Deltas []*statev1.Delta
@@ -23,6 +23,7 @@ type Watcher struct {
 	hub    *hub
 	wake   chan struct{} // capacity 1
 	reset  bool          // guarded by hub.mu, as what follows
+	index  uint64        // of the last update
 	deltas []*statev1.Delta
 }
 
@@ -73,8 +74,9 @@ func (h *hub) change(f func() (uint64, []*statev1.Delta)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var deltas []*statev1.Delta
+	before := h.index
 	h.index, deltas = f()
-	if len(deltas) == 0 {
+	if len(deltas) == 0 && h.index == before {
 		return
 	}
 	for w := range h.watchers {
@@ -111,11 +113,11 @@ func (h *hub) take(w *Watcher) (Update, bool) {
 	switch {
 	case w.reset:
 		index, deltas := h.whole()
-		w.reset = false
+		w.reset, w.index, h.index = false, index, index
 		return Update{Index: index, Reset: true, Deltas: deltas}, true
-	case len(w.deltas) > 0:
+	case len(w.deltas) > 0 || w.index != h.index: // a change and its opposite leave nothing but a new index
 		u := Update{Index: h.index, Deltas: w.deltas}
-		w.deltas = nil
+		w.index, w.deltas = h.index, nil
 		return u, true
 	}
 	return Update{}, false

@@ -20,10 +20,11 @@ type late struct {
 	cfg        vtep.Config
 
 	mu   sync.RWMutex
-	cur  tunnel        // nil while there is none
-	end  func()        // ends its Run
-	done chan struct{} // closed when its Run has ended
-	came chan struct{} // capacity 1: there is a tunnel to run
+	cur  tunnel          // nil while there is none
+	run  context.Context // ends its Run
+	end  func()          // ends run
+	done chan struct{}   // closed when its Run has ended
+	came chan struct{}   // capacity 1: there is a tunnel to run
 }
 
 // newLate opens the tunnel at once if cfg has networks.
@@ -40,7 +41,8 @@ func (l *late) start(cfg vtep.Config) error {
 	if err != nil {
 		return err
 	}
-	l.cur, l.end, l.done = t, func() {}, make(chan struct{})
+	l.run, l.end = context.WithCancel(context.Background())
+	l.cur, l.done = t, make(chan struct{})
 	l.came <- struct{}{}
 	return nil
 }
@@ -100,8 +102,8 @@ func (l *late) shut() error {
 	case <-l.came: // nobody runs it yet
 		close(done)
 	default:
-		l.end()
 	}
+	l.end()
 	l.mu.Unlock()
 	<-done
 	l.mu.Lock()
@@ -118,14 +120,14 @@ func (l *late) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		run, cancel := context.WithCancel(ctx)
 		l.mu.Lock()
-		t, done := l.cur, l.done
-		l.end = cancel
+		t, run, end, done := l.cur, l.run, l.end, l.done
 		l.mu.Unlock()
+		stop := context.AfterFunc(ctx, end)
 		err := t.Run(run)
 		ended := run.Err() != nil
-		cancel()
+		stop()
+		end()
 		close(done)
 		if !ended || err != nil && !errors.Is(err, context.Canceled) {
 			return err

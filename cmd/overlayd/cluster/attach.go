@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/overlayd/overlayd/controlplane"
@@ -265,12 +266,16 @@ func (f *Follower) Attached() map[string]vtep.Attached {
 
 // dropUnclaimed takes away interfaces that an earlier daemon made, and that no endpoint of this host has.
 func (f *Follower) dropUnclaimed(n *network) error {
+	if n.claimed {
+		return nil
+	}
 	ids, err := f.vtep.Unclaimed(n.vtepName)
 	for _, id := range ids {
 		if f.attached[id] == nil {
 			err = errors.Join(err, f.vtep.Detach(n.vtepName, id))
 		}
 	}
+	n.claimed = err == nil
 	return err
 }
 
@@ -289,11 +294,15 @@ func (f *Follower) Problems() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []string
+	if f.noVTEP != "" {
+		out = append(out, "this host does not forward for the cluster: "+f.noVTEP)
+	}
 	for id, n := range f.networks {
 		if n.problem != "" {
 			out = append(out, "network "+n.name(id)+": "+n.problem)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 

@@ -5,6 +5,7 @@
 // which interfaces were attached on this host, so that a restarted daemon finds them again. A Service answers the
 // requests of operators.
 //
-// Follower.Run is one goroutine, which takes the updates of the control plane in order and tries again what failed. The
+// Follower.Run takes the updates of the control plane in order. Another goroutine, tidy, which ends with it, tries again what
+// failed and tells the managers what they have to know: nothing that they take long to answer holds an update up. The
 // other methods may be called by any number of goroutines; a mutex of the Follower serialises all changes of the VTEP.
 package cluster

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/overlayd/overlayd/controlplane"
 	"github.com/overlayd/overlayd/controlplane/api"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
@@ -52,7 +53,11 @@ func (s *Service) AddEndpoint(ctx context.Context, req *overlaydv1.AddEndpointRe
 	if err != nil {
 		return nil, errors.Join(api.Errorf(api.Refused, "netns", "attach %s to %s: %w", req.Netns, n.Name, err), s.release(e.Id))
 	}
-	if err := s.follow.Confirm(ctx, e.Id); err != nil {
+	err = s.follow.Confirm(ctx, e.Id)
+	if r, refused := errors.AsType[controlplane.Refusal](err); refused {
+		return nil, errors.Join(known(r), s.follow.Detach(e.Id))
+	}
+	if err != nil {
 		// The interface works. Whether the managers have heard of it decides itself: the follower asks again, and
 		// takes it away if they collected the lease.
 		s.log.Warn("an endpoint is attached, but not confirmed yet", "endpoint", e.Id, "error", err)

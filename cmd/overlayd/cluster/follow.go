@@ -54,8 +54,10 @@ type Follower struct {
 	index    uint64
 	vtep     VTEP // nil while there is none
 	local    []netip.Addr
+	noVTEP   string // why there is none; "" when nothing is known against it
 	nodes    map[string]*statev1.Node
 	networks map[string]*network
+	at       map[string]*network    // by ID of the endpoint
 	attached map[string]*attachment // by ID of the endpoint
 }
 
@@ -63,19 +65,22 @@ type Follower struct {
 type network struct {
 	state     *statev1.Network
 	endpoints map[string]*statev1.Endpoint
-	problem   string // why it is not as it should be; "" when nothing is known against it
+	on        map[string]int // number of endpoints by ID of the node
+	problem   string         // why it is not as it should be; "" when nothing is known against it
 
-	up       bool   // the VTEP has it
-	vtepName string // its name there
-	peers    []netip.Addr
-	mappings map[addr.MAC]addr.Mapping // that the VTEP has
+	up        bool   // the VTEP has it
+	claimed   bool   // nothing of an earlier daemon is left in it
+	vtepName  string // its name there
+	peers     []netip.Addr
+	mappings  map[string]addr.Mapping // that the VTEP has, by ID of the endpoint
+	unsettled map[string]bool         // IDs of the endpoints whose mappings may have to change
 }
 
 // NewFollower returns a follower that keeps what is attached in file. Run has to be called.
 func NewFollower(cp *controlplane.Node, u Underlay, file string, log *slog.Logger) (*Follower, error) {
 	f := &Follower{
 		cp: cp, underlay: u, file: file, log: log,
-		nodes: map[string]*statev1.Node{}, networks: map[string]*network{},
+		nodes: map[string]*statev1.Node{}, networks: map[string]*network{}, at: map[string]*network{},
 	}
 	f.caught = sync.NewCond(&f.mu)
 	var err error
@@ -89,17 +94,26 @@ func NewFollower(cp *controlplane.Node, u Underlay, file string, log *slog.Logge
 func (f *Follower) Run(ctx context.Context) error {
 	w := f.cp.Watch()
 	defer w.Close()
-	for {
-		wait, cancel := context.WithTimeout(ctx, retryEvery)
-		u, err := w.Next(wait)
-		cancel()
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err == nil:
-			f.take(u)
+	var tidying sync.WaitGroup
+	defer tidying.Wait()
+	tidying.Go(func() {
+		tick := time.NewTicker(retryEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				f.tidy(ctx)
+			case <-ctx.Done():
+				return
+			}
 		}
-		f.tidy(ctx)
+	})
+	for {
+		u, err := w.Next(ctx)
+		if err != nil {
+			return nil // ctx has ended
+		}
+		f.take(u)
 	}
 }
 
@@ -109,10 +123,16 @@ func (f *Follower) take(u controlplane.Update) {
 	defer f.mu.Unlock()
 	dirty := map[string]bool{}
 	if u.Reset {
-		f.nodes = map[string]*statev1.Node{}
+		f.nodes, f.at = map[string]*statev1.Node{}, map[string]*network{}
 		for id, n := range f.networks {
-			n.endpoints = map[string]*statev1.Endpoint{}
+			for e := range n.endpoints {
+				n.drop(e)
+			}
 			dirty[id] = true
+		}
+		for _, a := range f.attached {
+			f.network(a.Network)
+			dirty[a.Network] = true // it may be gone, and what was attached with it
 		}
 	}
 	there := map[string]bool{}
@@ -126,11 +146,18 @@ func (f *Follower) take(u controlplane.Update) {
 			}
 		}
 	}
-	f.openUnderlay()
-	for id := range dirty {
-		f.settle(id)
-	}
 	f.index = u.Index
+	if f.vtep != nil || f.noVTEP == "" || u.Reset { // or else it is tried again now and then
+		f.openUnderlay()
+	}
+	// Those that are gone come first: others may have their names and VNIs now.
+	for _, gone := range []bool{true, false} {
+		for id := range dirty {
+			if n := f.networks[id]; n != nil && (n.state == nil) == gone {
+				f.settle(id)
+			}
+		}
+	}
 	f.caught.Broadcast()
 }
 
@@ -151,25 +178,46 @@ func (f *Follower) note(d *statev1.Delta, dirty, there map[string]bool) {
 		delete(f.nodes, d.RemovedNode)
 		f.mark(d.RemovedNode, dirty)
 	case d.Endpoint != nil:
-		f.network(d.Endpoint.Network).endpoints[d.Endpoint.Id] = d.Endpoint
+		n := f.network(d.Endpoint.Network)
+		n.drop(d.Endpoint.Id)
+		n.endpoints[d.Endpoint.Id] = d.Endpoint
+		n.on[d.Endpoint.Node]++
+		f.at[d.Endpoint.Id] = n
 		dirty[d.Endpoint.Network] = true
 	case d.RemovedEndpoint != "":
-		for id, n := range f.networks {
-			if _, ok := n.endpoints[d.RemovedEndpoint]; ok {
-				delete(n.endpoints, d.RemovedEndpoint)
-				dirty[id] = true
-			}
+		if n := f.at[d.RemovedEndpoint]; n != nil {
+			dirty[n.endpoints[d.RemovedEndpoint].Network] = true
+			n.drop(d.RemovedEndpoint)
+			delete(f.at, d.RemovedEndpoint)
 		}
 	}
 }
 
-// mark marks the networks on which a node has endpoints.
+// drop forgets an endpoint, if it is known, and marks its mapping.
+func (n *network) drop(id string) {
+	if n.up { // or else all are settled when it comes up
+		n.unsettled[id] = true
+	}
+	e := n.endpoints[id]
+	if e == nil {
+		return
+	}
+	delete(n.endpoints, id)
+	if n.on[e.Node]--; n.on[e.Node] == 0 {
+		delete(n.on, e.Node)
+	}
+}
+
+// mark marks the networks on which a node has endpoints, and these.
 func (f *Follower) mark(node string, dirty map[string]bool) {
 	for id, n := range f.networks {
+		if n.on[node] == 0 {
+			continue
+		}
+		dirty[id] = true
 		for _, e := range n.endpoints {
-			if e.Node == node {
-				dirty[id] = true
-				break
+			if n.up && e.Node == node {
+				n.unsettled[e.Id] = true
 			}
 		}
 	}
@@ -178,7 +226,10 @@ func (f *Follower) mark(node string, dirty map[string]bool) {
 func (f *Follower) network(id string) *network {
 	n := f.networks[id]
 	if n == nil {
-		n = &network{endpoints: map[string]*statev1.Endpoint{}, mappings: map[addr.MAC]addr.Mapping{}}
+		n = &network{
+			endpoints: map[string]*statev1.Endpoint{}, on: map[string]int{},
+			mappings: map[string]addr.Mapping{}, unsettled: map[string]bool{},
+		}
 		f.networks[id] = n
 	}
 	return n
@@ -193,10 +244,13 @@ func (f *Follower) openUnderlay() {
 		local := addresses(node)
 		v, err := f.underlay.Open(local)
 		if err != nil {
-			f.log.Error("cannot forward for the cluster yet", "error", err, "retry", retryEvery)
+			if f.noVTEP != err.Error() {
+				f.log.Error("cannot forward for the cluster yet", "error", err, "retry", retryEvery)
+			}
+			f.noVTEP = err.Error()
 			return
 		}
-		f.vtep, f.local = v, local
+		f.vtep, f.local, f.noVTEP = v, local, ""
 		var keep []addr.VNI
 		for _, n := range f.networks {
 			if n.state != nil && f.hasAttached(n.state.Id) {
@@ -218,6 +272,9 @@ func (f *Follower) openUnderlay() {
 			f.log.Warn("the end of the VTEP was not in order", "error", err)
 		}
 		f.vtep = nil
+	}
+	if self == "" {
+		f.noVTEP = ""
 	}
 }
 
@@ -273,15 +330,22 @@ func (f *Follower) settleUp(id string, n *network) error {
 	if n.state == nil || !f.hasAttached(id) {
 		return f.down(n)
 	}
-	peers, mappings := f.wanted(n)
+	peers := f.peers(n)
 	if !n.up {
+		mappings := map[string]addr.Mapping{}
+		for e := range n.endpoints {
+			if m, ok := f.mapping(n, e); ok {
+				mappings[e] = m
+			}
+		}
 		if err := f.vtep.AddNetwork(vtep.Network{
 			Name: n.state.Name, VNI: addr.VNI(n.state.Vni), Peers: peers, MTU: mtu.OverlayMTU(n.state.Mtu),
 			Mappings: slices.Collect(maps.Values(mappings)), Gateways: gateways(n.state), Sandbox: true, Isolate: true,
 		}); err != nil {
 			return err
 		}
-		n.up, n.vtepName, n.peers, n.mappings = true, n.state.Name, peers, mappings
+		n.up, n.claimed, n.vtepName, n.peers, n.mappings = true, false, n.state.Name, peers, mappings
+		clear(n.unsettled)
 	}
 	// New peers come before the mappings that name them, old ones go after.
 	if both := union(n.peers, peers); !slices.Equal(both, n.peers) {
@@ -290,22 +354,8 @@ func (f *Follower) settleUp(id string, n *network) error {
 		}
 		n.peers = both
 	}
-	for mac := range n.mappings {
-		if _, ok := mappings[mac]; !ok {
-			if err := f.vtep.RemoveMapping(n.vtepName, mac); err != nil {
-				return err
-			}
-			delete(n.mappings, mac)
-		}
-	}
-	for mac, m := range mappings {
-		if old, ok := n.mappings[mac]; ok && same(old, m) {
-			continue
-		}
-		if err := f.vtep.SetMapping(n.vtepName, m); err != nil {
-			return err
-		}
-		n.mappings[mac] = m
+	if err := f.settleMappings(n); err != nil {
+		return err
 	}
 	if !slices.Equal(n.peers, peers) {
 		if err := f.vtep.SetPeers(n.vtepName, peers); err != nil {
@@ -319,6 +369,32 @@ func (f *Follower) settleUp(id string, n *network) error {
 	return f.dropUnclaimed(n)
 }
 
+// settleMappings states the mappings of those endpoints that are not settled, and of no others: there may be 100,000.
+func (f *Follower) settleMappings(n *network) error {
+	// What is no more goes first, since another endpoint may have its MAC or IP address now.
+	for e := range n.unsettled {
+		old, had := n.mappings[e]
+		if m, ok := f.mapping(n, e); !had || ok && m.MAC == old.MAC {
+			continue
+		}
+		if err := f.vtep.RemoveMapping(n.vtepName, old.MAC); err != nil {
+			return err
+		}
+		delete(n.mappings, e)
+	}
+	for e := range n.unsettled {
+		old, had := n.mappings[e]
+		if m, ok := f.mapping(n, e); ok && !(had && same(old, m)) {
+			if err := f.vtep.SetMapping(n.vtepName, m); err != nil {
+				return err
+			}
+			n.mappings[e] = m
+		}
+		delete(n.unsettled, e)
+	}
+	return nil
+}
+
 func (f *Follower) down(n *network) error {
 	if !n.up {
 		return nil
@@ -326,40 +402,43 @@ func (f *Follower) down(n *network) error {
 	if err := f.vtep.RemoveNetwork(n.vtepName); err != nil && !errors.Is(err, vtep.ErrNoNetwork) {
 		return err
 	}
-	n.up, n.peers, n.mappings = false, nil, map[addr.MAC]addr.Mapping{}
+	n.up, n.peers, n.mappings = false, nil, map[string]addr.Mapping{}
+	clear(n.unsettled)
 	return nil
 }
 
-// wanted returns the hosts that have endpoints on a network, without this one, and those endpoints.
-func (f *Follower) wanted(n *network) ([]netip.Addr, map[addr.MAC]addr.Mapping) {
+// peers returns the other hosts that have endpoints on a network, sorted.
+func (f *Follower) peers(n *network) []netip.Addr {
 	self, _ := f.cp.Self()
-	mappings := map[addr.MAC]addr.Mapping{}
 	var peers []netip.Addr
-	at := map[string]netip.Addr{}
-	for _, e := range n.endpoints {
-		if e.Node == self || f.nodes[e.Node] == nil || len(e.Mac) != 6 {
-			continue
-		}
-		v, ok := at[e.Node]
-		if !ok {
-			v = f.reach(f.nodes[e.Node])
-			if at[e.Node] = v; v.IsValid() {
-				peers = append(peers, v)
+	for id := range n.on {
+		if node := f.nodes[id]; id != self && node != nil {
+			if a := f.reach(node); a.IsValid() { // or else it shares no address family with this one
+				peers = append(peers, a)
 			}
 		}
-		if !v.IsValid() {
-			continue // settle has nothing better: the node shares no address family with this one
-		}
-		m := addr.Mapping{VNI: addr.VNI(n.state.Vni), MAC: addr.MAC(e.Mac), VTEP: v}
-		for _, s := range e.Ips {
-			if ip, err := netip.ParseAddr(s); err == nil {
-				m.IPs = append(m.IPs, ip)
-			}
-		}
-		mappings[m.MAC] = m
 	}
 	slices.SortFunc(peers, netip.Addr.Compare)
-	return peers, mappings
+	return peers
+}
+
+// mapping returns where an endpoint is, if it is known and on another host that can be reached.
+func (f *Follower) mapping(n *network, id string) (addr.Mapping, bool) {
+	e := n.endpoints[id]
+	if e == nil || len(e.Mac) != 6 {
+		return addr.Mapping{}, false
+	}
+	node := f.nodes[e.Node]
+	if self, _ := f.cp.Self(); e.Node == self || node == nil {
+		return addr.Mapping{}, false
+	}
+	m := addr.Mapping{VNI: addr.VNI(n.state.Vni), MAC: addr.MAC(e.Mac), VTEP: f.reach(node)}
+	for _, s := range e.Ips {
+		if ip, err := netip.ParseAddr(s); err == nil {
+			m.IPs = append(m.IPs, ip)
+		}
+	}
+	return m, m.VTEP.IsValid()
 }
 
 // reach returns the address of a node that this host sends to: its preferred one of a family that this host has.
@@ -396,6 +475,7 @@ func same(a, b addr.Mapping) bool {
 // CatchUp waits until what the control plane's copy holds at the call has reached the VTEP.
 func (f *Follower) CatchUp(ctx context.Context) error {
 	index := f.cp.Tables().Index()
+	behind := func() bool { return f.index < min(index, f.cp.Tables().Index()) } // which may go back, to nothing by leaving
 	stop := context.AfterFunc(ctx, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -404,7 +484,7 @@ func (f *Follower) CatchUp(ctx context.Context) error {
 	defer stop()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for f.index < index {
+	for behind() {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("wait for the VTEP to follow the cluster: %w", err)
 		}

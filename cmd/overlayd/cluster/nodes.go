@@ -7,11 +7,19 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/overlayd/overlayd/controlplane"
 	"github.com/overlayd/overlayd/controlplane/api"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
+)
+
+const (
+	// freshTime is how long a listing waits for the managers.
+	freshTime = 1500 * time.Millisecond
+	// raftTime is how long it waits for one of them to say how Raft is.
+	raftTime = 500 * time.Millisecond
 )
 
 // fresh brings the node's copy up to date before a listing. Without a leader the copy has to do: an operator who
@@ -20,7 +28,9 @@ func (s *Service) fresh(ctx context.Context) error {
 	if self, _ := s.cp.Self(); self == "" {
 		return api.ErrNotMember()
 	}
-	if err := s.cp.Fresh(ctx); err != nil {
+	soon, cancel := context.WithTimeout(ctx, freshTime)
+	defer cancel()
+	if err := s.cp.Fresh(soon); err != nil {
 		s.log.Warn("a listing comes from this node's own copy, which may be old", "error", err)
 	}
 	return ctx.Err()
@@ -99,6 +109,8 @@ func (s *Service) show(n *statev1.Node, raft controlplane.RaftStatus) *overlaydv
 
 // raft returns what is known of Raft; that may be nothing.
 func (s *Service) raft(ctx context.Context) controlplane.RaftStatus {
+	ctx, cancel := context.WithTimeout(ctx, raftTime)
+	defer cancel()
 	st, err := s.cp.Raft(ctx)
 	if err != nil {
 		s.log.Debug("no manager says how Raft is", "error", err)
@@ -188,7 +200,9 @@ func (s *Service) GetClusterStatus(ctx context.Context, _ *overlaydv1.GetCluster
 		return nil, api.ErrNotMember()
 	}
 	t := s.cp.Tables()
-	raft, raftErr := s.cp.Raft(ctx)
+	soon, cancel := context.WithTimeout(ctx, freshTime)
+	defer cancel()
+	raft, raftErr := s.cp.Raft(soon)
 	st := &overlaydv1.ClusterStatus{
 		ClusterId: cluster, RaftIndex: raft.Index, ReplicaIndex: t.Index(),
 		Nodes: uint64(len(t.Nodes())), Networks: uint64(len(t.Networks())), Endpoints: uint64(len(t.Endpoints("", ""))),

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+
+	"github.com/overlayd/overlayd/vtep"
+)
+
+// A tunnel that is closed before, while or after it is taken up ends, and the next one is another.
+func TestLateOpensAndCloses(t *testing.T) {
+	a := netip.MustParseAddr("192.0.2.1")
+	l := &late{
+		open:       func(vtep.Config) (tunnel, error) { return &fakeTunnel{}, nil },
+		hasAddress: func(b netip.Addr) (string, bool) { return "eth0", a == b },
+		came:       make(chan struct{}, 1),
+	}
+	if _, err := l.Open([]netip.Addr{netip.MustParseAddr("192.0.2.9")}); err == nil {
+		t.Error("a tunnel at an address that this host does not have")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	for range 500 {
+		v, err := l.Open([]netip.Addr{a})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := l.Open([]netip.Addr{a}); err != nil || again != v {
+			t.Fatalf("the second Open: %v", err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if !v.(*fakeTunnel).closed || l.now() != nil || l.Networks() != nil {
+			t.Fatal("it is still there")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
