@@ -15,9 +15,10 @@ const (
 	// joinsAtOnce is how many missing managers are tried in one round: the first one that answers knows the
 	// others, and a thousand nodes do this at the same time.
 	joinsAtOnce = 3
-	// assertions is in how many rounds after the start a node exchanges membership with a member even if no
-	// manager is missing. One that has come back at another address is refused until its old self is long enough
-	// dead, and is not told.
+	// assertions is in how many rounds a node exchanges membership with any other one, after its start and
+	// after managers were lost. One that has come back at another address is refused until its old self is long
+	// enough dead, and is not told. And when two halves find each other everybody has so much news that some of
+	// it is lost; in a large cluster memberlist itself exchanges every few minutes only.
 	assertions = 3
 	// tendEvery is how often managers are looked for, sockets are told the segment size, and nodes forgotten.
 	tendEvery = 5 * time.Second
@@ -35,7 +36,7 @@ func (g *Gossip) rejoin(ctx context.Context) {
 	next := time.NewTimer(g.cfg.RejoinAfter())
 	defer next.Stop()
 	m := managers{lost: map[netip.AddrPort]bool{}}
-	for round := 1; ; {
+	for left := assertions; ; {
 		select {
 		case <-tend.C:
 			g.members.forget()
@@ -44,12 +45,16 @@ func (g *Gossip) rejoin(ctx context.Context) {
 			}
 			g.look(&m)
 		case <-next.C:
-			missing := g.look(&m)
-			if len(missing) == 0 && round <= assertions {
-				missing = g.members.random()
+			targets := g.look(&m)
+			rand.Shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })
+			targets = targets[:min(len(targets), joinsAtOnce)]
+			if len(m.lost) > 0 {
+				left = assertions
+			} else if left > 0 {
+				left--
+				targets = append(targets, g.members.random()...)
 			}
-			round++
-			g.find(ctx, missing)
+			g.exchange(ctx, targets)
 			g.look(&m)
 			next.Reset(g.cfg.RejoinAfter())
 		case <-ctx.Done():
@@ -58,18 +63,16 @@ func (g *Gossip) rejoin(ctx context.Context) {
 	}
 }
 
-// find joins some of those that are missing, or stops waiting for that when ctx is done.
-func (g *Gossip) find(ctx context.Context, missing []netip.AddrPort) {
-	if len(missing) == 0 {
+// exchange exchanges membership with the nodes at addrs, or stops waiting for that when ctx is done.
+func (g *Gossip) exchange(ctx context.Context, addrs []netip.AddrPort) {
+	if len(addrs) == 0 {
 		return
 	}
-	rand.Shuffle(len(missing), func(i, j int) { missing[i], missing[j] = missing[j], missing[i] })
-	missing = missing[:min(len(missing), joinsAtOnce)]
 	done := make(chan struct{})
 	g.joins.Go(func() {
 		defer close(done)
-		reached, err := g.Join(missing)
-		level, attrs := slog.LevelDebug, []slog.Attr{slog.Any("addresses", missing), slog.Int("reached", reached)}
+		reached, err := g.Join(addrs)
+		level, attrs := slog.LevelDebug, []slog.Attr{slog.Any("addresses", addrs), slog.Int("reached", reached)}
 		if err != nil {
 			level, attrs = slog.LevelWarn, append(attrs, slog.Any("error", err))
 		}

@@ -235,6 +235,32 @@ func TestPartitionHeals(t *testing.T) {
 	}
 }
 
+// When the halves of a larger cluster meet, and packets get lost, gossip alone leaves some nodes with gaps.
+func TestNobodyIsForgottenInAHeal(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		managers := []netip.AddrPort{addrOf(0), addrOf(1), addrOf(2)}
+		c := newCluster(t, 40, func(_ int, cfg *gossip.Config) {
+			cfg.Rejoin = func() []netip.AddrPort { return managers }
+			cfg.Timing.PushPull = time.Hour // as seldom as in a cluster that is larger by far
+		})
+		c.join()
+		within(t, 2*time.Minute, "all know each other", func() bool { return full(c.nodes) })
+		time.Sleep(2 * time.Minute)
+		var half []netip.AddrPort
+		for _, n := range c.nodes[20:] {
+			half = append(half, n.addr)
+		}
+		c.net.Partition(append(half, addrOf(2)))
+		time.Sleep(2 * time.Minute)
+		c.net.SetLink(gossiptest.Link{Latency: time.Millisecond, Loss: 0.3})
+		c.net.Heal()
+		time.Sleep(time.Minute)
+		c.net.SetLink(gossiptest.Link{Latency: time.Millisecond})
+		took := within(t, 2*time.Minute, "all know each other again", func() bool { return full(c.nodes) })
+		t.Logf("%v after the loss ended", took)
+	})
+}
+
 // A path of 1,280 bytes that answers nothing to larger packets: with the size of the path all gets through, and with
 // the usual one it does not.
 func TestBlackhole(t *testing.T) {
