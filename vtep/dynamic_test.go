@@ -159,7 +159,7 @@ func TestNetworksLeaveNothing(t *testing.T) {
 		}
 		h.must(request{Op: "remove", Name: n.Name})
 		if i == 7 { // the first ones make what the Go runtime keeps
-			before, goroutines = h.tell("descriptors").Text, h.tell("count goroutines").Number
+			before, goroutines = h.descriptors(), h.tell("count goroutines").Number
 		}
 	}
 	linktest.Await(t, "descriptors as before", func() bool { return h.tell("descriptors").Text == before })

@@ -159,7 +159,7 @@ func TestUnderlayAddressFollowsTheHost(t *testing.T) {
 			h := p.startAt(t, 0, Config{Networks: []Network{blue(0, "IPv4")}, Queues: queues})
 			p.exchange(t, overlay, 1000)
 			p.enter(t, 0)
-			before := h.tell("descriptors").Text
+			before := h.descriptors()
 			for range 2 {
 				for _, a := range []netip.Addr{moved, underlays["IPv4"][0]} {
 					addresses, err := netlink.AddrList(linktest.Device(t, "eth0"), netlink.FAMILY_V4)

@@ -30,6 +30,8 @@ type attachment struct {
 	Name      string `json:"name,omitempty"`
 	NetNS     string `json:"netns"`
 	Interface string `json:"interface,omitempty"`
+	VNI       uint32 `json:"vni"`       // of the network
+	Index     uint64 `json:"index"`     // of the state as of which there is the endpoint
 	Confirmed bool   `json:"confirmed"` // the managers know that it is attached
 	there     bool   // the VTEP has it
 }
@@ -92,7 +94,7 @@ func (f *Follower) Attach(ctx context.Context, e *statev1.Endpoint, netns, iface
 	if n == nil || n.state == nil || n.endpoints[e.Id] == nil {
 		return vtep.Attached{}, errors.New("the endpoint was removed meanwhile: add it again")
 	}
-	a := &attachment{ID: e.Id, Network: e.Network, Name: e.Name, NetNS: netns, Interface: iface}
+	a := &attachment{ID: e.Id, Network: e.Network, Name: e.Name, NetNS: netns, Interface: iface, VNI: n.state.Vni, Index: e.Index}
 	f.attached[e.Id] = a
 	undo := func(err error) (vtep.Attached, error) {
 		delete(f.attached, e.Id)
@@ -168,7 +170,8 @@ func (f *Follower) attachAll(id string, n *network) error {
 	return errors.Join(errs...)
 }
 
-// dropStale takes away the interfaces of endpoints that the managers removed, or moved to another host.
+// dropStale takes away the interfaces of endpoints that the managers removed, or moved to another host. After a crash the
+// copy on disk may be older than what was attached last: what it does not know yet is not stale.
 func (f *Follower) dropStale(id string, n *network) {
 	if f.index == 0 {
 		return // nothing is known yet
@@ -180,7 +183,7 @@ func (f *Follower) dropStale(id string, n *network) {
 			continue
 		}
 		e := n.endpoints[a.ID]
-		if n.state != nil && e != nil && e.Node == self {
+		if n.state != nil && e != nil && e.Node == self || f.index < a.Index {
 			continue
 		}
 		if n.up && f.vtep != nil { // also if it is not there as far as is known
@@ -322,6 +325,10 @@ func (f *Follower) tidy(ctx context.Context) {
 	for _, a := range f.attached {
 		n := f.networks[a.Network]
 		if n == nil || n.endpoints[a.ID] == nil {
+			if f.index >= a.Index { // it went while the copy was too old to know of it
+				f.network(a.Network)
+				f.settle(a.Network)
+			}
 			continue
 		}
 		if namespaceGone(a.NetNS) {

@@ -252,10 +252,8 @@ func (f *Follower) openUnderlay() {
 		}
 		f.vtep, f.local, f.noVTEP = v, local, ""
 		var keep []addr.VNI
-		for _, n := range f.networks {
-			if n.state != nil && f.hasAttached(n.state.Id) {
-				keep = append(keep, addr.VNI(n.state.Vni))
-			}
+		for _, a := range f.attached {
+			keep = append(keep, addr.VNI(a.VNI)) // also of networks that an old copy does not know
 		}
 		if _, err := v.RemoveOrphans(keep); err != nil {
 			f.log.Warn("cannot remove what an earlier daemon left", "error", err)

@@ -45,7 +45,7 @@ func newPlane(t *testing.T) (*controlplane.Node, func()) {
 
 // hold makes the follower one that has an endpoint on a network.
 func (w *world) hold(id, network string) {
-	w.attached[id] = &attachment{ID: id, Network: network, NetNS: "/proc/self/ns/net", Confirmed: true}
+	w.attached[id] = &attachment{ID: id, Network: network, NetNS: "/proc/self/ns/net", Confirmed: true, VNI: 42}
 }
 
 // started has this host and two others, and an endpoint on each.
@@ -216,7 +216,34 @@ func TestRestart(t *testing.T) {
 	if !f.attached["e0"].Confirmed {
 		t.Error("it forgot that the managers know")
 	}
+	// A copy that was saved before the last endpoint was attached does not know it, nor its network. Both come with what
+	// the managers tell.
+	v = newFake()
+	old := &world{Follower: newFollower(t, w.cp, v, w.file), t: t, v: v, self: w.self}
+	old.attached["e0"].Index = 3
+	old.tell(true, node(w.self, "192.0.2.1"))
+	old.tidy(t.Context())
+	if len(old.attached) != 1 || !slices.Equal(v.orphans, []addr.VNI{42}) {
+		t.Errorf("it forgot what is newer than its copy: %v, orphans removed but for %v", old.attached, v.orphans)
+	}
+	old.calls("open ")
+	old.tell(false, segment("n1", "blue", 42))
+	old.tell(false, end("e0", "n1", w.self, 10))
+	old.calls("add blue 42", "unclaimed blue", "attach blue /proc/self/ns/net [10.42.0.10/24]")
+	// If they do not know it either, it is gone.
+	v = newFake()
+	old = &world{Follower: newFollower(t, w.cp, v, w.file), t: t, v: v, self: w.self, index: 5}
+	old.attached["e0"].Index = 8
+	old.tell(true, node(w.self, "192.0.2.1"))
+	old.tell(false, node("h1", "192.0.2.2"))
+	old.tell(false, node("h3", "192.0.2.4"))
+	if old.tidy(t.Context()); len(old.attached) != 0 {
+		t.Errorf("left: %v", old.attached)
+	}
 	// What went while no daemon ran is gone with the first thing that is known.
+	if err := w.save(); err != nil {
+		t.Fatal(err)
+	}
 	v = newFake()
 	gone := &world{Follower: newFollower(t, w.cp, v, w.file), t: t, v: v, self: w.self, index: w.index}
 	gone.tell(true, node(w.self, "192.0.2.1"))
