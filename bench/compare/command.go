@@ -88,8 +88,12 @@ func describeChoice() string {
 	}
 	fmt.Fprintf(&out, "  %-*s  all of them\n", width, wordAll)
 	fmt.Fprintf(&out, "  %-*s  those with a star\n\nWorkloads:\n", width, wordDefault)
+	width = 0
 	for _, w := range workloads() {
-		fmt.Fprintf(&out, "  %-8s  %s\n", w.Name, w.About)
+		width = max(width, len(w.Name))
+	}
+	for _, w := range workloads() {
+		fmt.Fprintf(&out, "  %-*s  %s\n", width, w.Name, w.About)
 	}
 	return strings.TrimSuffix(out.String(), "\n")
 }
@@ -187,7 +191,8 @@ func (o *resultFile) write(r *report.Report) error {
 }
 
 func showCommand() *cobra.Command {
-	return &cobra.Command{
+	var chart bool
+	cmd := &cobra.Command{
 		Use:   "show FILE",
 		Short: "Print the tables of an earlier run, from the file that --json has written",
 		Args:  cobra.ExactArgs(1),
@@ -201,7 +206,12 @@ func showCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("show the results in %s: %w", args[0], err)
 			}
+			if chart {
+				return r.Chart(cmd.OutOrStdout())
+			}
 			return r.Print(cmd.OutOrStdout())
 		},
 	}
+	cmd.Flags().BoolVar(&chart, "chart", false, "draw what is compared with the kernel, as an SVG image, instead of tables")
+	return cmd
 }

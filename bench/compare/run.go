@@ -136,7 +136,7 @@ func (p *plan) measure(ctx context.Context, a *arena, r *report.Report) error {
 
 // turn is one measurement. Its error is one of the whole run.
 func (p *plan) turn(ctx context.Context, b *bystanders, r *report.Report, round int, w *workload, s *stand) error {
-	say := fmt.Sprintf("round %d of %d  %-8s  %-*s ", round, p.Rounds, w.Name, p.nameWidth(), s.name)
+	say := fmt.Sprintf("round %d of %d  %-*s  %-*s ", round, p.Rounds, p.workloadWidth(), w.Name, p.nameWidth(), s.name)
 	// What the turn before left behind is not to be collected at the cost of this one.
 	runtime.GC()
 	b.begin(s)
@@ -163,6 +163,14 @@ func (p *plan) turn(ctx context.Context, b *bystanders, r *report.Report, round 
 		return fmt.Errorf("say what was measured: %w", err)
 	}
 	return nil
+}
+
+func (p *plan) workloadWidth() int {
+	width := 0
+	for _, w := range p.workloads {
+		width = max(width, len(w.Name))
+	}
+	return width
 }
 
 func (p *plan) nameWidth() int {

@@ -3,6 +3,7 @@ package compare
 import (
 	"bytes"
 	"context"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -98,7 +99,7 @@ func TestQuick(t *testing.T) {
 	if err := os.WriteFile(file, bytes.Repeat([]byte("old "), 1<<16), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, progress, err := bench(t, "--quick", "--rounds", "2", "--duration", "150ms", "--warmup", "50ms", "--json", file, "--overlayd", binary)
+	out, progress, err := bench(t, "--quick", "--rounds", "2", "--workloads", "tcp-1,tcp-4-back,udp-64-flows,rtt-tcp", "--duration", "150ms", "--warmup", "50ms", "--json", file, "--overlayd", binary)
 	if err != nil {
 		t.Fatalf("%v\n%s%s", err, progress, out)
 	}
@@ -126,9 +127,14 @@ func TestQuick(t *testing.T) {
 			t.Errorf("%q is not in the output:\n%s", want, out)
 		}
 	}
-	if !strings.Contains(progress, "round 2 of 2  rtt-tcp   overlayd-bare") {
+	if !strings.Contains(progress, "round 2 of 2  rtt-tcp       overlayd-bare") {
 		t.Errorf("the progress is\n%s", progress)
 	}
+	drawing, _, err := bench(t, "show", "--chart", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkChart(t, drawing)
 	again, _, err := bench(t, "show", file)
 	if err != nil || again != out {
 		t.Errorf("shown again: %v\n%s", err, again)
@@ -162,7 +168,14 @@ func checkEnvironment(t *testing.T, r *report.Report) {
 		t.Errorf("failures %+v", r.Failures)
 	}
 	for _, f := range r.Floors {
-		if f.Ratio == nil || *f.Ratio <= 0 || f.Met != (*f.Ratio >= f.Limit) {
+		if !slices.ContainsFunc(r.Workloads, func(w report.Workload) bool { return w.Name == f.Workload }) {
+			continue
+		}
+		reached := f.Ratio != nil && *f.Ratio >= f.Limit
+		if f.Metric == "p50" || f.Metric == "p99" || f.Metric == "cpu_per_gb" { // of which less is better
+			reached = f.Ratio != nil && *f.Ratio <= f.Limit
+		}
+		if f.Met != reached || f.Metric != "cpu_per_gb" && (f.Ratio == nil || *f.Ratio <= 0) {
 			t.Errorf("floor %+v", f)
 		}
 	}
@@ -211,11 +224,13 @@ func checkResults(t *testing.T, r *report.Report, c *report.Contender, w *report
 	}
 	var sane bool
 	switch w.Name {
-	case "tcp-1", "tcp-4":
+	case "tcp-1", "tcp-4", "tcp-16", "tcp-1-back", "tcp-4-back", "tcp-16-back":
 		sane = values["throughput"] < 1000
-	case "udp-64":
+	case "udp-64", "udp-512", "udp-mtu", "udp-64-flows":
 		sane = values["received"] < 1e5 && values["sent"] > 0 && values["loss"] <= 100 && values["overflow"] <= values["loss"]+0.01
-	case "rtt-tcp":
+	case "connect":
+		sane = values["connections"] < 1000
+	case "rtt-tcp", "rtt-tcp-busy":
 		sane = values["p50"] <= values["p99"] && values["p99"] <= values["p999"] && values["p50"] > 1
 	}
 	if !sane {
@@ -232,7 +247,7 @@ func TestCheck(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 	out, _, err = bench(t, append(args, "--check")...)
-	if err == nil || !strings.Contains(err.Error(), "2 of 2 floors") || !strings.Contains(out, "Floors") {
+	if err == nil || !strings.Contains(err.Error(), "10 of 10 floors") || !strings.Contains(out, "Floors") {
 		t.Errorf("with --check: %v\n%s", err, out)
 	}
 }
@@ -290,7 +305,7 @@ func (i interrupter) Write(b []byte) (int, error) {
 
 func TestInterrupt(t *testing.T) {
 	root(t)
-	for _, at := range []string{"bring up overlayd", "tcp-1     kernel"} {
+	for _, at := range []string{"bring up overlayd", "tcp-1         kernel"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		r, err := Run(ctx, Options{
 			Contenders: []string{"kernel", "overlayd"}, Rounds: 1, Duration: 200 * time.Millisecond,
@@ -356,5 +371,44 @@ func TestDeadDaemon(t *testing.T) {
 	}
 	if len(r.Contenders) != 2 || len(r.Warnings) == 0 || !slices.ContainsFunc(r.Warnings, func(w string) bool { return strings.Contains(w, "ask the overlayd of h2") }) {
 		t.Errorf("contenders %+v, warnings %q", r.Contenders, r.Warnings)
+	}
+}
+
+// TestWorkloads measures with all workloads, shortly.
+func TestWorkloads(t *testing.T) {
+	root(t)
+	r, err := Run(t.Context(), Options{Contenders: []string{"overlayd"}, Rounds: 2, Duration: 100 * time.Millisecond, Overlayd: binary})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Failures) > 0 {
+		t.Errorf("failures %+v", r.Failures)
+	}
+	for _, c := range r.Contenders {
+		for _, w := range r.Workloads {
+			checkResults(t, r, &c, &w)
+		}
+	}
+}
+
+// checkChart looks for well-formed XML with a bar for each contender that has a rival.
+func checkChart(t *testing.T, svg string) {
+	t.Helper()
+	bars := 0
+	for d := xml.NewDecoder(strings.NewReader(svg)); ; {
+		token, err := d.Token()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatalf("the chart is no XML: %v\n%s", err, svg)
+		}
+		if e, ok := token.(xml.StartElement); ok && e.Name.Local == "rect" {
+			bars++
+		}
+	}
+	// The background; and, of the six contenders, the four that are not the kernel.
+	if want := 1 + 4*4; bars != want {
+		t.Errorf("%d rectangles, want %d", bars, want)
 	}
 }

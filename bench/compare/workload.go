@@ -36,12 +36,15 @@ const (
 	throughput = "throughput"
 )
 
-// smallDatagram is the payload of the datagrams of the packet rate, in bytes.
-const smallDatagram = 64
-
 // workloads are all that there are, in the order in which they are run and shown.
 func workloads() []workload {
-	return []workload{bulk(1), bulk(4), packets(), roundTrips()}
+	return []workload{
+		bulk(oneFlow, 1, load.Forward), bulk("tcp-4", 4, load.Forward), bulk("tcp-16", 16, load.Forward),
+		bulk("tcp-1-back", 1, load.Reverse), bulk("tcp-4-back", 4, load.Reverse), bulk("tcp-16-back", 16, load.Reverse),
+		packets("udp-64", 64, 1), packets("udp-512", 512, 1), packets("udp-mtu", fullDatagram, 1), packets("udp-64-flows", 64, 64),
+		roundTrips("rtt-tcp", false), roundTrips("rtt-tcp-busy", true),
+		connections(),
+	}
 }
 
 // chooseWorkloads returns those that are named, all when none is.
@@ -65,131 +68,18 @@ func chooseWorkloads(names []string) ([]workload, error) {
 // errNothing says that a path is dead though nobody complained.
 var errNothing = errors.New("nothing arrived")
 
-// bulk is TCP as fast as it goes, in one direction.
-func bulk(flows int) workload {
-	plural := "s"
-	if flows == 1 {
-		plural = ""
-	}
-	return workload{
-		Workload: report.Workload{
-			Name:  fmt.Sprintf("tcp-%d", flows),
-			About: fmt.Sprintf("TCP, %d flow%s in one direction: payload received, and the CPU time of the whole machine for it", flows, plural),
-			Metrics: []report.Metric{
-				{Name: throughput, Title: "Gb/s", Unit: "Gb/s", Better: report.More, Compared: true, Digits: 2},
-				{Name: "cpu_per_gb", Title: "CPU s/GB", Unit: "CPU seconds per 10^9 bytes", Better: report.Less, Compared: true, Digits: 3},
-				{Name: "retransmits", Title: "SENT AGAIN", Unit: "segments", Better: report.Less},
-			},
-		},
-		run: func(ctx context.Context, p path, t timing) ([]float64, error) {
-			var open, closed cpuTimes
-			var cpuErr error
-			r, err := load.TCP(ctx, load.TCPConfig{
-				From: p.from, To: p.to, Address: p.address, Flows: flows, Warmup: t.warmup, Duration: t.duration,
-				OnWindow: func(begins bool) {
-					now, err := readCPU()
-					cpuErr = errors.Join(cpuErr, err)
-					if begins {
-						open = now
-					} else {
-						closed = now
-					}
-				},
-			})
-			switch {
-			case err != nil:
-				return nil, err
-			case cpuErr != nil:
-				return nil, cpuErr
-			case r.Forward.Bytes == 0:
-				return nil, errNothing
-			}
-			busy := closed.since(open).busy
-			return []float64{
-				r.Forward.BitsPerSecond() / 1e9,
-				busy.Seconds() / (float64(r.Forward.Bytes) / 1e9),
-				float64(r.Forward.Retransmits),
-			}, nil
-		},
-	}
-}
-
-// packets is small datagrams, as many as the sender can.
-func packets() workload {
-	return workload{
-		Workload: report.Workload{
-			Name:  fmt.Sprintf("udp-%d", smallDatagram),
-			About: fmt.Sprintf("UDP, 1 flow of datagrams with %d bytes, sent as fast as the sender can: thousands a second, and what was lost", smallDatagram),
-			Metrics: []report.Metric{
-				{Name: "received", Title: "RECEIVED k/s", Unit: "k/s", Better: report.More, Compared: true, Digits: 1},
-				{Name: "sent", Title: "SENT k/s", Unit: "k/s", Better: report.More, Digits: 1},
-				{Name: "loss", Title: "LOST %", Unit: "%", Better: report.Less, Digits: 2},
-				{Name: "overflow", Title: "AT RECEIVER %", Unit: "%", Better: report.Less, Digits: 2},
-			},
-		},
-		run: func(ctx context.Context, p path, t timing) ([]float64, error) {
-			c := load.UDPConfig{From: p.from, To: p.to, Address: p.address, Size: smallDatagram, Duration: t.warmup}
-			if t.warmup > 0 {
-				if _, err := load.UDP(ctx, c); err != nil {
-					return nil, err
-				}
-			}
-			c.Duration = t.duration
-			r, err := load.UDP(ctx, c)
-			switch {
-			case err != nil:
-				return nil, err
-			case r.Received == 0:
-				return nil, errNothing
-			case r.Corrupt > 0:
-				return nil, fmt.Errorf("%d datagrams came damaged", r.Corrupt)
-			}
-			return []float64{
-				r.Rate() / 1e3,
-				r.SendRate() / 1e3,
-				100 * r.Loss(),
-				100 * float64(r.Overflow) / float64(r.Sent),
-			}, nil
-		},
-	}
-}
-
-// roundTrips is a byte there and a byte back over TCP, one at a time.
-func roundTrips() workload {
-	quantile := func(name, title string) report.Metric {
-		return report.Metric{Name: name, Title: title, Unit: "us", Better: report.Less, Compared: true, Digits: 1}
-	}
-	return workload{
-		Workload: report.Workload{
-			Name:    "rtt-tcp",
-			About:   "Round trip of 1 byte over TCP, there and back, one at a time on an idle path",
-			Metrics: []report.Metric{quantile("p50", "p50 us"), quantile("p99", "p99 us"), quantile("p999", "p99.9 us")},
-		},
-		run: func(ctx context.Context, p path, t timing) ([]float64, error) {
-			c := load.RoundTripConfig{From: p.from, To: p.to, Address: p.address, Transport: load.OverTCP, Size: 1, Duration: t.warmup}
-			if t.warmup > 0 {
-				if _, err := load.RoundTrip(ctx, c); err != nil {
-					return nil, err
-				}
-			}
-			c.Duration = t.duration
-			l, err := load.RoundTrip(ctx, c)
-			if err != nil {
-				return nil, err
-			}
-			if l.Count == 0 {
-				return nil, errNothing
-			}
-			us := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
-			return []float64{us(l.P50), us(l.P99), us(l.P999)}, nil
-		},
-	}
-}
-
-// floors are the least that is asked for.
+// floors are the least that is asked for, and further below what is aimed at.
 func floors() []report.Floor {
 	return []report.Floor{
 		{Contender: overlaydName, Workload: oneFlow, Metric: throughput, Limit: 0.6},
 		{Contender: overlaydBare, Workload: oneFlow, Metric: throughput, Limit: 1.2},
+		{Contender: overlaydName, Workload: oneFlow, Metric: throughput, Limit: 0.8},
+		{Contender: overlaydBare, Workload: oneFlow, Metric: throughput, Limit: 1.7},
+		{Contender: overlaydName, Workload: "tcp-4", Metric: throughput, Limit: 0.55},
+		{Contender: overlaydName, Workload: "udp-64", Metric: "received", Limit: 1},
+		{Contender: overlaydName, Workload: "udp-64-flows", Metric: "received", Limit: 0.7},
+		{Contender: overlaydName, Workload: "rtt-tcp", Metric: "p50", Limit: 1.6},
+		{Contender: overlaydName, Workload: "rtt-tcp-busy", Metric: "p99", Limit: 2},
+		{Contender: overlaydName, Workload: oneFlow, Metric: "cpu_per_gb", Limit: 2},
 	}
 }

@@ -224,7 +224,7 @@ func TestUDPCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(tx)
-	s := &stream{config: UDPConfig{Size: 100, Drain: 10 * time.Millisecond}, token: 7, table: crc32.MakeTable(crc32.Castagnoli)}
+	s := &stream{highest: make([]uint64, 1), config: UDPConfig{Flows: 1, Size: 100, Drain: 10 * time.Millisecond}, token: 7, table: crc32.MakeTable(crc32.Castagnoli)}
 	send := func(seq uint64, change func([]byte) []byte) {
 		b := make([]byte, 100)
 		binary.BigEndian.PutUint64(b[udpTokenOff:], 7)
@@ -251,6 +251,49 @@ func TestUDPCounts(t *testing.T) {
 	r := s.result
 	if r.Received != 6 || r.Duplicate != 1 || r.Reordered != 2 || r.Corrupt != 4 {
 		t.Errorf("got %+v, want 6 received, 1 duplicate, 2 reordered, 4 corrupt", r)
+	}
+}
+
+// TestUDPFlows sends from several ports in turn.
+func TestUDPFlows(t *testing.T) {
+	ns := loopback(t)
+	const count = 20 * turn * 3 // no whole number of turns for each flow
+	for _, flows := range []int{1, 3, 64} {
+		r, err := UDP(within(t), UDPConfig{From: ns, To: ns, Address: local4, Size: 64, Count: count, Flows: flows})
+		if err != nil || r.Sent != count || r.Received != count || r.Reordered+r.Duplicate+r.Corrupt != 0 {
+			t.Errorf("%d flows: %+v, %v", flows, r, err)
+		}
+	}
+	if _, err := UDP(within(t), UDPConfig{From: ns, To: ns, Address: local4, Size: 64, Flows: maxUDPFlows + 1}); err == nil {
+		t.Error("more flows than there can be were accepted")
+	}
+}
+
+// TestUDPFlowsReorder looks at whether order is that of each flow alone.
+func TestUDPFlowsReorder(t *testing.T) {
+	ports := map[int]bool{}
+	s := stream{config: UDPConfig{Flows: 3}}
+	for seq := range uint64(2 * 3 * turn) {
+		ports[s.flow(seq)] = true
+		if s.flow(seq) != s.flow(seq+3*turn) || seq%turn != 0 && s.flow(seq) != s.flow(seq-1) {
+			t.Fatalf("datagram %d is of flow %d", seq, s.flow(seq))
+		}
+	}
+	if len(ports) != 3 {
+		t.Errorf("flows %v, want 3", ports)
+	}
+}
+
+func TestConnect(t *testing.T) {
+	ns := loopback(t)
+	r, err := Connect(within(t), ConnectConfig{From: ns, To: ns, Address: local4, Duration: 50 * time.Millisecond})
+	if err != nil || r.Count == 0 || r.Elapsed < 50*time.Millisecond || r.Rate() <= 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Connect(ctx, ConnectConfig{From: ns, To: ns, Address: netip.MustParseAddr("192.0.2.1")}); err == nil {
+		t.Error("an address that nobody has was connected to")
 	}
 }
 

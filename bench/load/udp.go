@@ -31,6 +31,7 @@ type UDPConfig struct {
 	From, To Namespace
 	Address  netip.Addr    // of To
 	Size     int           // payload of each datagram in bytes, at least MinUDP
+	Flows    int           // source ports, which take turns; 0 = 1
 	Rate     float64       // datagrams a second; 0 = as many as the sender can
 	Count    int           // datagrams; 0 = as many as fit in Duration
 	Duration time.Duration // of sending, when Count is 0; 0 = 1 s
@@ -44,7 +45,7 @@ type UDPResult struct {
 	Received  uint64 // intact, each counted once
 	Lost      uint64
 	Duplicate uint64        // further copies of one that was received
-	Reordered uint64        // received after one that was sent later
+	Reordered uint64        // received after one of the same flow that was sent later
 	Corrupt   uint64        // wrong length, checksum or token
 	Overflow  uint64        // of the lost: dropped at the receiver's own socket, behind the overlay
 	SendTime  time.Duration // of sending all
@@ -79,12 +80,22 @@ func (r UDPResult) Loss() float64 {
 	return float64(r.Lost) / float64(r.Sent)
 }
 
+// maxUDPFlows keeps the descriptors of a stream within the usual limit of a process.
+const maxUDPFlows = 512
+
+// turn is how many datagrams a flow sends before the next one does, when there are several.
+const turn = 8
+
 // UDP sends one stream of datagrams, by sendmmsg and without segmentation offload, and counts what arrives.
 // Loss is a result, not an error.
 func UDP(ctx context.Context, c UDPConfig) (UDPResult, error) {
 	c.Drain, c.Duration = defaulted(c.Drain, 300*time.Millisecond), defaulted(c.Duration, time.Second)
+	c.Flows = defaulted(c.Flows, 1)
 	if c.Size < MinUDP || c.Size > 65507 {
 		return UDPResult{}, fmt.Errorf("UDP stream to %v: payload of %d bytes is not between %d and 65507", c.Address, c.Size, MinUDP)
+	}
+	if c.Flows < 1 || c.Flows > maxUDPFlows {
+		return UDPResult{}, fmt.Errorf("UDP stream to %v: %d flows are not between 1 and %d", c.Address, c.Flows, maxUDPFlows)
 	}
 	var at netip.AddrPort
 	rx, err := openSocket(c.To, c.Address, unix.SOCK_DGRAM, 0, func(fd int) (err error) {
@@ -96,16 +107,24 @@ func UDP(ctx context.Context, c UDPConfig) (UDPResult, error) {
 		return UDPResult{}, fmt.Errorf("UDP stream to %v: %w", c.Address, err)
 	}
 	defer unix.Close(rx)
-	tx, err := openSocket(c.From, c.Address, unix.SOCK_DGRAM, 0, func(fd int) error {
-		bigBuffers(fd)
-		return unix.Connect(fd, sockaddr(at))
-	})
-	if err != nil {
-		return UDPResult{}, fmt.Errorf("UDP stream to %v: %w", c.Address, err)
+	var tx []int
+	defer func() {
+		for _, fd := range tx {
+			_ = unix.Close(fd) // nothing is lost: what it took is in the network
+		}
+	}()
+	for range c.Flows {
+		fd, err := openSocket(c.From, c.Address, unix.SOCK_DGRAM, 0, func(fd int) error {
+			bigBuffers(fd)
+			return unix.Connect(fd, sockaddr(at))
+		})
+		if err != nil {
+			return UDPResult{}, fmt.Errorf("UDP stream to %v: %w", c.Address, err)
+		}
+		tx = append(tx, fd)
 	}
-	defer unix.Close(tx)
 
-	s := &stream{config: c, token: rand.Uint64(), table: crc32.MakeTable(crc32.Castagnoli)}
+	s := &stream{config: c, token: rand.Uint64(), table: crc32.MakeTable(crc32.Castagnoli), highest: make([]uint64, c.Flows)}
 	s.sent.Store(-1)
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -143,14 +162,19 @@ type stream struct {
 	sent   atomic.Int64 // how many in all, once the sender has ended; -1 before
 	result UDPResult
 	seen   []uint64 // a bit for each sequence number received
+
+	highest []uint64 // sequence number received, of each flow
 }
+
+// flow is which flow the datagram with this sequence number belongs to.
+func (s *stream) flow(seq uint64) int { return int(seq / turn % uint64(s.config.Flows)) }
 
 func (s *stream) crc(b []byte) uint32 {
 	sum := crc32.Update(0, s.table, b[:udpCRCOff])
 	return crc32.Update(sum, s.table, b[udpCRCOff+4:])
 }
 
-func (s *stream) send(ctx context.Context, fd int) error {
+func (s *stream) send(ctx context.Context, fds []int) error {
 	c := s.config
 	b := newBatch(c.Size)
 	filling := rand.NewChaCha8([32]byte{1})
@@ -187,12 +211,15 @@ func (s *stream) send(ctx context.Context, fd int) error {
 		if n == 0 {
 			return nil
 		}
+		if c.Flows > 1 {
+			n = int(min(uint64(n), turn-seq%turn))
+		}
 		for i := range n {
 			buf := b.bufs[i]
 			binary.BigEndian.PutUint64(buf[udpSeqOff:], seq+uint64(i))
 			binary.BigEndian.PutUint32(buf[udpCRCOff:], s.crc(buf))
 		}
-		took, err := b.send(fd, n)
+		took, err := b.send(fds[s.flow(seq)], n)
 		switch {
 		case err == nil:
 			seq += uint64(took)
@@ -212,7 +239,6 @@ func (s *stream) send(ctx context.Context, fd int) error {
 func (s *stream) receive(ctx context.Context, fd int) error {
 	b := newBatch(s.config.Size)
 	var first, last time.Time
-	var highest uint64
 	quiet := time.Now() // since when nothing happened
 	for {
 		n, err := b.receive(fd)
@@ -234,10 +260,11 @@ func (s *stream) receive(ctx context.Context, fd int) error {
 				s.result.Duplicate++
 				continue
 			}
-			if s.result.Received++; seq < highest {
+			highest := &s.highest[s.flow(seq)]
+			if s.result.Received++; seq < *highest {
 				s.result.Reordered++
 			}
-			highest = max(highest, seq)
+			*highest = max(*highest, seq)
 		}
 		if n > 0 {
 			if first.IsZero() {
