@@ -51,9 +51,9 @@ build: ## build bin/overlayd and bin/overlayctl
 	CGO_ENABLED=0 $(GO) build -trimpath $(STAMP) -o bin/ ./cmd/overlayd ./cmd/overlayctl
 
 .PHONY: lab
-lab: build ## three hosts, one network, real traffic: bring up, show, clean up (root)
+lab: build ## a cluster of five hosts with containers that talk; its leader is killed meanwhile (root)
 	@$(need-root)
-	@exec bin/overlayctl lab run three-hosts
+	@exec bin/overlayctl lab run cluster
 
 # Allocations are counted and assembly is timed only without the race detector, so the pure packages
 # run both ways. Without root, tests that need namespaces skip themselves, and the runner says so in

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -82,20 +83,36 @@ func FindOverlayd(flag string) string {
 	return found
 }
 
+// programs are the binaries that a lab may need. overlayctl is this program itself.
+func programs(overlayd string) (Options, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return Options{}, fmt.Errorf("find the binary of overlayctl: %w", err)
+	}
+	return Options{Overlayd: FindOverlayd(overlayd), Overlayctl: self}, nil
+}
+
 func runCommand() *cobra.Command {
 	var overlayd string
 	cmd := &cobra.Command{
 		Use:   "run SCENARIO",
 		Short: "Bring a lab up, send traffic through it, show what happened, and take it down",
-		Args:  cobra.ExactArgs(1),
+		Long: "Bring a lab up, send traffic through it, show what happened, and take it down. In a cluster of three\n" +
+			"managers or more the leader is killed while containers on other hosts talk. Each check is shown with what\n" +
+			"was expected and what was seen; the exit code is 1 if one failed.",
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sc, err := Load(args[0])
 			if err != nil {
 				return err
 			}
+			o, err := programs(overlayd)
+			if err != nil {
+				return err
+			}
 			ctx, stop := tidySignals(cmd.Context())
 			defer stop()
-			return Demo(ctx, sc, Options{Overlayd: FindOverlayd(overlayd)}, cmd.OutOrStdout())
+			return Demo(ctx, sc, o, cmd.OutOrStdout())
 		},
 		ValidArgsFunction: completeScenario,
 	}
@@ -114,9 +131,17 @@ func upCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			o, err := programs(overlayd)
+			if err != nil {
+				return err
+			}
+			p := newPage(cmd.OutOrStdout())
+			start := time.Now()
+			o.Detach = true
+			o.Tell = func(host, line string) { p.command(time.Since(start), host, line) }
 			ctx, stop := tidySignals(cmd.Context())
 			defer stop()
-			l, err := Up(ctx, sc, Options{Overlayd: FindOverlayd(overlayd), Detach: true})
+			l, err := Up(ctx, sc, o)
 			if errors.Is(err, ErrExists) {
 				return fmt.Errorf("%s is up already, or was left half-way: see %[2]s status %[1]s, take it down with %[2]s down %[1]s",
 					sc.Name, cmd.Parent().CommandPath())
@@ -125,25 +150,46 @@ func upCommand() *cobra.Command {
 				return interrupted(ctx, err)
 			}
 			defer l.Release()
-			p := newPage(cmd.OutOrStdout())
-			p.printf("%s is up. %s\n\n", p.style(bold, sc.Name), sc.About)
+			p.printf("\n%s is up\n%s\n\n", p.style(bold, sc.Name), wrap(sc.About, pageWidth))
 			l.describe(p)
-			p.printf("\nLook around:\n")
-			host, self := l.hosts[0].name, cmd.Parent().CommandPath()
-			for _, hint := range [][2]string{
-				{fmt.Sprintf("%s exec %s %s", self, sc.Name, host), "a shell on " + host},
-				{fmt.Sprintf("%s exec %s %s -- tcpdump -ni eth0", self, sc.Name, host), "the underlay as " + host + " sees it"},
-				{fmt.Sprintf("%s status %s", self, sc.Name), "what runs"},
-				{fmt.Sprintf("%s down %s", self, sc.Name), "take it down"},
-			} {
-				p.printf("  %-*s  %s\n", len(self)+len(sc.Name)+len(host)+31, hint[0], hint[1])
-			}
+			l.hint(p, cmd.Parent().CommandPath())
 			return p.err
 		},
 		ValidArgsFunction: completeScenario,
 	}
 	addOverlayd(cmd, &overlayd)
 	return cmd
+}
+
+// hint says what may be done with a lab that is up. self is the command of which the others are part.
+func (l *Lab) hint(p *page, self string) {
+	p.printf("\nLook around:\n")
+	host := l.hosts[0].name
+	enter := fmt.Sprintf("%s exec %s ", self, l.scenario.Name)
+	hints := [][2]string{
+		{enter + host, "a shell on " + host},
+		{enter + host + " -- tcpdump -ni eth0", "the underlay as " + host + " sees it"},
+	}
+	if len(l.containers) > 1 {
+		hints = append(hints, [2]string{enter + host + " -- overlayctl node ls", "what " + host + " knows of the cluster"})
+		from, to := l.containers[0], l.containers[len(l.containers)-1]
+		for i := range l.scenario.Networks {
+			if ips := to.Overlays(l.scenario.Networks[i].Name); len(ips) > 0 {
+				hints = append(hints, [2]string{enter + from.name + " -- ping " + ips[0].String(), "from one container to another"})
+				break
+			}
+		}
+	}
+	hints = append(hints,
+		[2]string{fmt.Sprintf("%s status %s", self, l.scenario.Name), "what runs"},
+		[2]string{fmt.Sprintf("%s down %s", self, l.scenario.Name), "take it down"})
+	width := 0
+	for _, h := range hints {
+		width = max(width, len(h[0]))
+	}
+	for _, h := range hints {
+		p.printf("  %-*s  %s\n", width, h[0], h[1])
+	}
 }
 
 // labName is the name under which a scenario is up. A file is read for it, so that what brought a lab up
@@ -229,27 +275,40 @@ func open(cmd *cobra.Command, name string) (*Lab, error) {
 
 // describe shows the hosts.
 func (l *Lab) describe(p *page) {
-	table := rows{{"HOST", "UNDERLAY", " MTU", " LOSS", "NETWORK", "OVERLAY", "BY"}}
+	titles := []string{"HOST", "UNDERLAY", " MTU", " LOSS", "CLUSTER", "NETWORK", "OVERLAY", "BY"}
+	role := slices.Index(titles, "CLUSTER")
+	table := rows{titles}
 	for _, h := range l.hosts {
 		var underlay []string
 		for _, a := range h.spec.Underlay {
 			underlay = append(underlay, a.String())
 		}
-		first := []string{h.name, strings.Join(underlay, " "), strconv.Itoa(int(h.spec.MTU)), h.spec.Loss.String()}
-		for _, n := range l.scenario.Networks {
-			kind := h.Kind(n.Name)
-			if kind == "" {
-				continue
+		first := []string{h.name, strings.Join(underlay, " "), strconv.Itoa(int(h.spec.MTU)), h.spec.Loss.String(), string(h.spec.Cluster)}
+		for i := range l.scenario.Networks {
+			n := &l.scenario.Networks[i]
+			for _, s := range l.stations(n.Name) {
+				if s.host != h {
+					continue
+				}
+				by := string(h.Kind(n.Name))
+				if n.ofCluster() {
+					by = "container " + s.name
+				}
+				var overlay []string
+				for _, a := range s.addrs {
+					overlay = append(overlay, a.String())
+				}
+				table.add(append(first, n.Name, strings.Join(overlay, " "), by)...)
+				first = []string{"", "", "", "", ""}
 			}
-			var overlay []string
-			for _, a := range h.Overlays(n.Name) {
-				overlay = append(overlay, a.String())
-			}
-			table.add(append(first, n.Name, strings.Join(overlay, " "), string(kind))...)
-			first = []string{"", "", "", ""}
 		}
 		if first[0] != "" {
 			table.add(append(first, "", "", "")...)
+		}
+	}
+	if !l.scenario.hasCluster() {
+		for i := range table {
+			table[i] = slices.Delete(table[i], role, role+1)
 		}
 	}
 	p.table(table)
@@ -257,7 +316,7 @@ func (l *Lab) describe(p *page) {
 
 // status shows what runs; it is an error when something that should run does not.
 func (l *Lab) status(p *page) error {
-	p.printf("%s, up for %v. %s\n\n", p.style(bold, l.scenario.Name), time.Since(l.Created()).Round(time.Second), l.scenario.About)
+	p.printf("%s, up for %v\n%s\n\n", p.style(bold, l.scenario.Name), time.Since(l.Created()).Round(time.Second), wrap(l.scenario.About, pageWidth))
 	if !l.state.Built {
 		p.printf("It is still being brought up, or that was cut short.\n\n")
 	}
@@ -284,6 +343,9 @@ func (l *Lab) status(p *page) error {
 	if l.router != nil {
 		table.add(routerName, l.router.full, grouped(filtered[routerName]), "-", "")
 	}
+	for _, c := range l.containers {
+		table.add(c.name, c.full, "-", "-", "")
+	}
 	p.table(table)
 	if len(dead) > 0 {
 		return fmt.Errorf("overlayd does not run on %s: its log says why", strings.Join(dead, ", "))
@@ -293,11 +355,11 @@ func (l *Lab) status(p *page) error {
 
 func execCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "exec SCENARIO HOST [-- COMMAND ARGS...]",
-		Short: "Run a command on a host of a lab that is up, a shell by default",
-		Long: "Run a command on a host of a lab that is up, or on its router; a shell by default.\n\n" +
-			"The command takes the place of this one: terminal, signals and exit code are its own. overlayctl in\n" +
-			"it asks the daemon of that host.",
+		Use:   "exec SCENARIO PLACE [-- COMMAND ARGS...]",
+		Short: "Run a command on a host of a lab that is up, or in a container, a shell by default",
+		Long: "Run a command in a lab that is up, a shell by default. PLACE is a host, a container or \"" + routerName + "\".\n\n" +
+			"The command takes the place of this one: terminal, signals and exit code are its own. overlayctl asks\n" +
+			"the daemon of that host.",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := labName(args[0])
@@ -321,13 +383,11 @@ func execCommand() *cobra.Command {
 				command = []string{shell}
 			}
 			env := os.Environ()
-			ns := l.router
-			if args[1] != routerName || ns == nil {
-				h, err := l.find(args[1])
-				if err != nil {
-					return err
-				}
-				ns = &h.Namespace
+			ns, h, err := l.place(args[1])
+			if err != nil {
+				return err
+			}
+			if h != nil {
 				env = append(env, socketEnv+"="+h.Socket())
 			}
 			// Our own programs are found in there even where they are not installed.
@@ -349,6 +409,28 @@ func execCommand() *cobra.Command {
 	return cmd
 }
 
+// place finds the namespace of a host, a container or the router by its name, and the host that it is or is on.
+func (l *Lab) place(name string) (*Namespace, *Host, error) {
+	if name == routerName && l.router != nil {
+		return l.router, nil, nil
+	}
+	if c := l.Container(name); c != nil {
+		return &c.Namespace, c.host, nil
+	}
+	h, err := l.find(name)
+	if err == nil {
+		return &h.Namespace, h, nil
+	}
+	if len(l.containers) > 0 {
+		var names []string
+		for _, c := range l.containers {
+			names = append(names, c.name)
+		}
+		err = fmt.Errorf("%w, its containers %s", err, strings.Join(names, ", "))
+	}
+	return nil, nil, err
+}
+
 // become replaces this process by a command in the namespace. It returns only on error.
 func (n *Namespace) become(path string, command, env []string) error {
 	// The calling thread alone changes; exec then makes it the whole process.
@@ -356,6 +438,9 @@ func (n *Namespace) become(path string, command, env []string) error {
 	defer runtime.UnlockOSThread()
 	if err := netns.Set(n.handle); err != nil {
 		return fmt.Errorf("enter the network namespace %s: %w", n.full, err)
+	}
+	if err := takeName(n.name); err != nil {
+		return err
 	}
 	// /sys shows the devices of the namespace in which it was mounted. Where this is not allowed, it shows
 	// those of this host, and everything else is as it should be.

@@ -10,10 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gopkg.in/yaml.v3"
 
 	"github.com/overlayd/overlayd/dataplane/mtu"
@@ -28,7 +30,11 @@ const (
 	socketFile = "overlayd.sock"
 	logFile    = "overlayd.log"
 	notifyFile = "notify.sock"
+	dataDir    = "data"
 )
+
+// defaultConfig is where an overlayd that is told of no configuration file looks for one.
+const defaultConfig = "/etc/overlayd/overlayd.yaml"
 
 // metricsAddress is the same on every host: each has a loopback of its own.
 const metricsAddress = "127.0.0.1:9789"
@@ -104,19 +110,43 @@ func (l *Lab) config(h *Host) daemonConfig {
 	return c
 }
 
-// startDaemon starts the overlayd of a host and waits until it says that it forwards, by the protocol of
-// sd_notify(3).
-func (l *Lab) startDaemon(ctx context.Context, h *Host, binary string) error {
-	if err := os.MkdirAll(h.dir, 0o755); err != nil {
-		return fmt.Errorf("make the directory of %s: %w", h.name, err)
+// arguments are those of the overlayd of a host. Its configuration file, if it is to have one, is written.
+func (l *Lab) arguments(h *Host) ([]string, error) {
+	if h.spec.Cluster != "" {
+		args := []string{"--data-dir", h.DataDir(), "--socket", h.Socket()}
+		if level := h.spec.Overlayd.Log; level != "" {
+			args = append(args, "--log", level)
+		}
+		if off := h.spec.Overlayd.Disable; len(off) > 0 {
+			args = append(args, "--disable", strings.Join(off, ","))
+		}
+		// That of this machine is not that of a host of the lab.
+		if _, err := os.Stat(defaultConfig); err == nil {
+			args = append(args, "--config", os.DevNull)
+		}
+		return args, nil
 	}
 	config, err := yaml.Marshal(l.config(h))
 	if err != nil {
-		return fmt.Errorf("encode the configuration of %s: %w", h.name, err)
+		return nil, fmt.Errorf("encode the configuration of %s: %w", h.name, err)
 	}
-	if err := os.WriteFile(filepath.Join(h.dir, configFile), config, 0o644); err != nil {
-		return fmt.Errorf("write the configuration of %s: %w", h.name, err)
+	if err := os.WriteFile(h.ConfigPath(), config, 0o644); err != nil {
+		return nil, fmt.Errorf("write the configuration of %s: %w", h.name, err)
 	}
+	return []string{"--config", h.ConfigPath()}, nil
+}
+
+// startDaemon starts the overlayd of a host and waits until it says that it forwards, by the protocol of
+// sd_notify(3).
+func (l *Lab) startDaemon(ctx context.Context, h *Host) error {
+	if err := os.MkdirAll(h.dir, 0o755); err != nil {
+		return fmt.Errorf("make the directory of %s: %w", h.name, err)
+	}
+	args, err := l.arguments(h)
+	if err != nil {
+		return err
+	}
+	l.show(h, "overlayd", args...)
 	notifyPath := filepath.Join(h.dir, notifyFile)
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: notifyPath})
 	if err != nil {
@@ -130,7 +160,7 @@ func (l *Lab) startDaemon(ctx context.Context, h *Host, binary string) error {
 	}
 	defer log.Close()
 
-	cmd := exec.Command(binary, "--config", filepath.Join(h.dir, configFile))
+	cmd := exec.Command(l.state.Overlayd, args...)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notifyPath)
@@ -169,6 +199,33 @@ func (l *Lab) startDaemon(ctx context.Context, h *Host, binary string) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// StartOverlayd starts the overlayd of the host again after it has ended, on the data that it had, and waits until it
+// is ready.
+func (h *Host) StartOverlayd(ctx context.Context) error {
+	switch {
+	case !h.RunsOverlayd():
+		return fmt.Errorf("start overlayd on %s: the scenario has none there", h.name)
+	case h.PID() != 0:
+		return fmt.Errorf("start overlayd on %s: it runs, as process %d", h.name, h.PID())
+	}
+	return h.lab.startDaemon(ctx, h)
+}
+
+// KillOverlayd ends the overlayd of the host by SIGKILL, as the kernel does when memory is short, and waits for its end.
+func (h *Host) KillOverlayd() error {
+	h.lab.mu.Lock()
+	p := h.daemon
+	h.lab.mu.Unlock()
+	if p.PID == 0 || !p.alive() {
+		return fmt.Errorf("kill overlayd on %s: it does not run", h.name)
+	}
+	h.lab.show(h, "kill", "-KILL", strconv.Itoa(p.PID))
+	if err := stop([]process{p}, unix.SIGKILL); err != nil {
+		return fmt.Errorf("kill overlayd on %s: %w", h.name, err)
 	}
 	return nil
 }

@@ -125,6 +125,39 @@ networks:
 	}
 }
 
+// TestRestart ends a daemon and starts it again.
+func TestRestart(t *testing.T) {
+	l := up(t, load3(t), standIn(t, "overlayd"))
+	h := l.Host("h2")
+	before := h.PID()
+	if err := h.StartOverlayd(within(t)); err == nil || !strings.Contains(err.Error(), "it runs") {
+		t.Errorf("a second start: %v", err)
+	}
+	if err := h.KillOverlayd(); err != nil || h.PID() != 0 {
+		t.Fatalf("kill: %v, process %d", err, h.PID())
+	}
+	if err := h.KillOverlayd(); err == nil || !strings.Contains(err.Error(), "does not run") {
+		t.Errorf("a second kill: %v", err)
+	}
+	// The stand-in's devices outlive it, unlike those of the daemon.
+	if err := h.Do(func() error {
+		dev, err := netlink.LinkByName(h.Device("blue"))
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(dev)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.StartOverlayd(within(t)); err != nil || h.PID() == 0 || h.PID() == before {
+		t.Errorf("start: %v, process %d after %d", err, h.PID(), before)
+	}
+	kept, err := readState(l.Dir())
+	if err != nil || len(kept.Processes) != 3 {
+		t.Errorf("state %+v, %v", kept, err)
+	}
+}
+
 func TestDaemonBroken(t *testing.T) {
 	sc := load3(t)
 	_, err := Up(within(t), sc, standIn(t, "broken"))

@@ -5,28 +5,21 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
 )
 
-// TestDemo is "make lab": three hosts that run the daemon as it is now.
+// TestDemo shows three hosts without a cluster, which run the daemon as it is now.
 func TestDemo(t *testing.T) {
 	root(t)
-	binary := filepath.Join(t.TempDir(), "overlayd")
-	build := exec.Command("go", "build", "-o", binary, "github.com/overlayd/overlayd/cmd/overlayd")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
 	sc := load3(t)
 	var out bytes.Buffer
-	if err := Demo(within(t), sc, Options{Overlayd: binary}, &out); err != nil {
+	if err := Demo(within(t), sc, programsOf(t), &out); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
-	for _, want := range []string{"Ping on blue", "agree on every byte: ok", "UDP on blue", "1450", "Forwarding database", "BALANCE", "All 38 checks passed"} {
+	for _, want := range []string{"Ping on blue", "saw them in 6", "50 MB and 50 MB", "UDP on blue", "1450", "Forwarding database", "nothing missing", "All 7 checks passed"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, out.String())
 		}
@@ -86,10 +79,10 @@ func TestUnbalanced(t *testing.T) {
 	}}
 	d.showCounters(views)
 	d.showDrops(views)
-	if len(d.failed) != 1 || !strings.Contains(d.failed[0], "red") || !strings.Contains(d.failed[0], "3 frames") {
+	if len(d.failed) != 1 || !strings.Contains(d.failed[0], "3 missing of red on h1") {
 		t.Errorf("failed: %q", d.failed)
 	}
-	for _, want := range []string{"1,000", "+3", "no_peers: Nobody", "without tap-uso", "dropped 1 frames of"} {
+	for _, want := range []string{"1,000", "FAILED", "no_peers: Nobody", "without tap-uso", "dropped 1 frames of"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, out.String())
 		}

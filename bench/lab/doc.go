@@ -4,6 +4,10 @@
 // their links, what ICMP the router swallows, and the networks. Tests, benchmarks and "overlayctl lab"
 // all run the same scenarios through it.
 //
+// A network is stated by hand, in a configuration file on each host that is a member, or it is one of a
+// cluster and has endpoints: interfaces in containers, which are network namespaces, too. A cluster is made
+// as an operator would make it, by overlayctl on its hosts. Whatever runs on a host has that host's name.
+//
 // Each host has one interface, eth0, a veth whose other end lies in the router namespace and bears the
 // name of the host. Routed, every host has a subnet of its own and the router forwards between them;
 // bridged, all share one subnet and the router namespace holds a bridge. Direct, two hosts are the two ends
@@ -31,9 +35,13 @@
 //	    offloads: {tunnel: off}         # names that ethtool -k shows, or those of OffloadGroups
 //	    overlayd:                       # for the configuration of its daemon
 //	      disable: [udp-gso]
-//	      queues: 2
-//	      checksum: auto
+//	      queues: 2                     # not in a cluster
+//	      checksum: auto                # not in a cluster
 //	      log: debug
+//	  - name: h2
+//	    underlay: [198.51.100.1/24, "2001:db8::1/64"]
+//	    cluster: manager                # or worker; the first one makes the cluster
+//	    containers: [c1, c2]
 //	networks:
 //	  - name: blue                      # its device is blue0
 //	    vni: 42
@@ -42,15 +50,22 @@
 //	    mtu: 1400                       # derived when left out
 //	    allow_nested: false
 //	    members: {h1: overlayd}         # or kernel
+//	  - name: green
+//	    subnets: [10.43.0.0/24]         # vni and mtu are possible, too
+//	    endpoints:                      # called as their containers are
+//	      - {container: c1, ip: [10.43.0.10]}
+//	      - {container: c2}             # the cluster chooses an address
 //
 // # Concurrency
 //
 // A Lab, its Hosts and Namespaces may be used by several goroutines at once; Close may not be called
 // together with anything else. Namespace.Do runs its function on a goroutine of its own, locked to an
 // operating system thread that enters the namespace and returns; a thread that fails to return is thrown
-// away. Further goroutines: for each overlayd, waiter (reaps the process and keeps how it ended);
-// while the daemons start, for each a starter and a listener (waits for its word that it is ready). All have ended
-// when Close returns.
+// away, as is that of Host.Start, which takes the name of the host. Further goroutines: for each overlayd, waiter
+// (reaps the process and keeps how it ended); while the daemons start, for each a starter and a listener (waits for
+// its word that it is ready); in a demo that kills a leader, talker (sends until it is over). All have ended when
+// Close returns.
 //
-// Linux only, and root. The package may import anything of this module; nothing but cmd imports it.
+// Linux only, and root. The package may import anything of this module but cmd. Only cmd and the other packages of
+// bench import it.
 package lab

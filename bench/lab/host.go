@@ -1,9 +1,45 @@
 package lab
 
 import (
+	"fmt"
 	"net/netip"
+	"os/exec"
 	"path/filepath"
+	"runtime"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
+
+// Start starts a command on the host: in its namespace, and under its host name. Files and mounts are those of this
+// process.
+func (h *Host) Start(cmd *exec.Cmd) error {
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread, which has become part of the host, ends with the goroutine.
+		runtime.LockOSThread()
+		err := netns.Set(h.handle)
+		if err == nil {
+			err = takeName(h.name)
+		}
+		if err == nil {
+			err = cmd.Start() // forked from this thread
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// takeName gives the calling thread a host name of its own, which is that of what it starts.
+func takeName(name string) error {
+	if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("take the host name %s: %w", name, err)
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("take the host name %s: %w", name, err)
+	}
+	return nil
+}
 
 // Kind says what speaks VXLAN for the host on a network; "" when the host has no part in it.
 func (h *Host) Kind(network string) Kind { return h.members[network] }
@@ -50,7 +86,10 @@ func (h *Host) PID() int {
 // Socket is the path of the local API of the host's overlayd.
 func (h *Host) Socket() string { return filepath.Join(h.dir, socketFile) }
 
-// ConfigPath is the path of the configuration of the host's overlayd.
+// DataDir is the directory in which the overlayd of a host of the cluster keeps what has to outlast it.
+func (h *Host) DataDir() string { return filepath.Join(h.dir, dataDir) }
+
+// ConfigPath is the path of the configuration of the host's overlayd. There is none on a host of the cluster.
 func (h *Host) ConfigPath() string { return filepath.Join(h.dir, configFile) }
 
 // LogPath is the path of the log of the host's overlayd. It is gone after Close.

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -109,14 +110,12 @@ func (d *demo) inspect(ctx context.Context) error {
 		if !h.RunsOverlayd() {
 			continue
 		}
-		if !d.check(h.PID() != 0, "overlayd of %s ended%s", h.name, tail(h.LogPath())) {
-			continue
-		}
 		v, err := look(ctx, h)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if !d.check(err == nil, "%v", err) {
+		if err != nil {
+			d.check(false, "overlayd of "+h.name+" to answer", err.Error()+h.LogTail())
 			continue
 		}
 		views = append(views, v)
@@ -135,20 +134,40 @@ func (d *demo) inspect(ctx context.Context) error {
 
 func (d *demo) showMTU(views []*view) {
 	d.section("MTU", "Nobody has to set it: overlayd takes the MTU of its route to each peer, less the encapsulation, and gives its device the smallest.")
-	table := rows{{"HOST", "DEVICE", " MTU", "PEER", " UNDERLAY", " OVERHEAD", " FITS"}}
+	table := rows{{"HOST", "NETWORK", " MTU", "PEER", " UNDERLAY", " OVERHEAD", " FITS"}}
+	paths, fit := 0, 0
+	var wrong strings.Builder
 	for _, v := range views {
 		for _, n := range v.networks {
 			size := fmt.Sprint(n.Mtu)
 			if !n.MtuDerived {
 				size += " (set)"
 			}
-			first := []string{v.host.name, n.Device, size}
+			first := []string{v.host.name, n.Name, size}
+			alike := make(map[string][]string) // peers, by what is said about them
+			var order []string
 			for _, p := range v.peers {
 				if !slices.Contains(p.Networks, n.Name) {
 					continue
 				}
-				d.check(n.Mtu <= p.OverlayMtu, "the MTU of %s on %s is %d, but only %d fits towards %s", n.Device, v.host.name, n.Mtu, p.OverlayMtu, p.Address)
-				table.add(append(first, p.Address, fmt.Sprint(p.UnderlayMtu), fmt.Sprint(p.Overhead), fmt.Sprint(p.OverlayMtu))...)
+				paths++
+				if n.Mtu <= p.OverlayMtu {
+					fit++
+				} else {
+					fmt.Fprintf(&wrong, "; %d of %s on %s, but %d towards %s", n.Mtu, n.Name, v.host.name, p.OverlayMtu, p.Address)
+				}
+				key := fmt.Sprint(p.UnderlayMtu, p.Overhead, p.OverlayMtu)
+				if alike[key] == nil {
+					order = append(order, key)
+				}
+				alike[key] = append(alike[key], p.Address)
+			}
+			for _, key := range order {
+				peers := alike[key][0]
+				if more := len(alike[key]) - 1; more > 0 {
+					peers += fmt.Sprintf(" and %d more", more)
+				}
+				table.add(slices.Concat(first, []string{peers}, strings.Fields(key))...)
 				first = []string{"", "", ""}
 			}
 		}
@@ -162,71 +181,117 @@ func (d *demo) showMTU(views []*view) {
 			}
 		}
 	}
+	d.check(fit == paths, fmt.Sprintf("MTUs that fit on all %d paths", paths), fmt.Sprintf("that on %d%s", fit, wrong.String()))
 }
 
 func (d *demo) showFDB(views []*view) error {
-	d.section("Forwarding database", "Behind which host each MAC address lives, learned from the frames that came from there.")
+	explanation := "Behind which host each MAC address lives, learned from the frames that came from there."
+	if d.lab.scenario.hasCluster() {
+		explanation = "Behind which host each container lives. Nothing had to be learned: every host has it from the cluster, and overlayd answers ARP from it."
+	}
+	d.section("Forwarding database", explanation)
 	table := rows{{"HOST", "NETWORK", "MAC", "VTEP", "WHO", " AGE"}}
-	for _, v := range views {
-		for _, n := range v.networks {
-			owners, err := d.lab.owners(n.Name)
-			if err != nil {
-				return err
+	expected, found := 0, 0
+	for _, name := range networksOf(views) {
+		owners, err := d.lab.owners(name)
+		if err != nil {
+			return err
+		}
+		hosts := make(map[string][]string) // by what is in their databases
+		var order []string
+		for _, v := range views {
+			if !slices.ContainsFunc(v.networks, func(n *overlaydv1.Network) bool { return n.Name == name }) {
+				continue
 			}
-			first := []string{v.host.name, n.Name}
-			known := make(map[string]bool)
-			for _, e := range v.fdb[n.Name] {
-				owner := owners[e.Mac]
-				known[owner] = true
-				age := fmt.Sprintf("%.0f s", e.Age.AsDuration().Seconds())
-				if e.Static {
-					age = "static"
+			entries, known := v.entries(name, owners)
+			for _, o := range owners {
+				if o.host != v.host {
+					expected++
+					if known[o.name] {
+						found++
+					}
 				}
-				table.add(append(first, e.Mac, e.Vtep, owner, age)...)
+			}
+			if hosts[entries] == nil {
+				order = append(order, entries)
+			}
+			hosts[entries] = append(hosts[entries], v.host.name)
+		}
+		for _, entries := range order {
+			first := []string{strings.Join(hosts[entries], " "), name}
+			for line := range strings.Lines(entries) {
+				table.add(append(first, strings.Split(strings.TrimSuffix(line, "\n"), "\t")...)...)
 				first = []string{"", ""}
-			}
-			for _, other := range owners {
-				if other != v.host.name {
-					d.check(known[other], "the FDB of %s on %s does not know %s", n.Name, v.host.name, other)
-				}
 			}
 		}
 	}
 	d.table(table)
+	d.check(found == expected, fmt.Sprintf("all that live behind other hosts, %d entries", expected), fmt.Sprint(found))
 	return nil
 }
 
-// owners maps the MAC addresses of a network's devices to the hosts that have them.
-func (l *Lab) owners(network string) (map[string]string, error) {
-	owners := make(map[string]string)
-	for _, h := range l.hosts {
-		if h.Kind(network) == "" {
-			continue
+// networksOf lists the names of the networks that any host has.
+func networksOf(views []*view) []string {
+	var names []string
+	for _, v := range views {
+		for _, n := range v.networks {
+			if !slices.Contains(names, n.Name) {
+				names = append(names, n.Name)
+			}
 		}
-		dev, err := h.nl.LinkByName(h.Device(network))
-		if err != nil {
-			return nil, fmt.Errorf("look at %s of %s: %w", h.Device(network), h.name, err)
+	}
+	return names
+}
+
+// entries are those of the FDB as lines of cells, and whose they are.
+func (v *view) entries(network string, owners map[string]station) (lines string, known map[string]bool) {
+	var out strings.Builder
+	known = make(map[string]bool)
+	for _, e := range v.fdb[network] {
+		owner := owners[e.Mac].name
+		known[owner] = true
+		age := fmt.Sprintf("%.0f s", e.Age.AsDuration().Seconds())
+		if e.Static {
+			age = "static"
 		}
-		owners[dev.Attrs().HardwareAddr.String()] = h.name
+		fmt.Fprintf(&out, "%s\t%s\t%s\t%s\n", e.Mac, e.Vtep, owner, age)
+	}
+	return out.String(), known
+}
+
+// owners maps the MAC addresses on a network to the stations that have them.
+func (l *Lab) owners(network string) (map[string]station, error) {
+	owners := make(map[string]station)
+	for _, s := range l.stations(network) {
+		if s.mac == "" {
+			dev, err := s.nl.LinkByName(s.host.Device(network))
+			if err != nil {
+				return nil, fmt.Errorf("look at %s of %s: %w", s.host.Device(network), s.name, err)
+			}
+			s.mac = dev.Attrs().HardwareAddr.String()
+		}
+		owners[s.mac] = s
 	}
 	return owners, nil
 }
 
 func (d *demo) showCounters(views []*view) {
-	d.section("Counters", "In frames as on a wire. What goes in comes out or is counted as dropped: in + created = out + dropped.")
-	table := rows{{"HOST", "NETWORK", " FROM TAP", " FROM UNDERLAY", " CREATED", "", " TO TAP", " TO UNDERLAY", " DROPPED", "BALANCE"}}
+	d.section("Counters", "In frames as on a wire, since the daemon started. What goes in comes out or is counted as dropped.")
+	table := rows{{"HOST", "NETWORK", " FROM TAP", " FROM UNDERLAY", " CREATED", "", " TO TAP", " TO UNDERLAY", " DROPPED", " MISSING"}}
+	var wrong strings.Builder
 	for _, v := range views {
 		for _, n := range v.networks {
 			k := n.GetCounters()
-			balance := "ok"
-			if lost := missing(k); !d.check(lost == 0, "counters of %s on %s: %d frames are not accounted for", n.Name, v.host.name, lost) {
-				balance = fmt.Sprintf("%+d", lost)
+			lost := missing(k)
+			if lost != 0 {
+				fmt.Fprintf(&wrong, "; %d missing of %s on %s", lost, n.Name, v.host.name)
 			}
 			table.add(v.host.name, n.Name, grouped(k.GetTapIn().GetFrames()), grouped(k.GetUnderlayIn().GetFrames()), grouped(k.GetFramesCreated()), "=",
-				grouped(k.GetTapOut().GetFrames()), grouped(k.GetUnderlayOut().GetFrames()), grouped(k.GetFramesDropped()), balance)
+				grouped(k.GetTapOut().GetFrames()), grouped(k.GetUnderlayOut().GetFrames()), grouped(k.GetFramesDropped()), fmt.Sprint(lost))
 		}
 	}
 	d.table(table)
+	d.check(wrong.Len() == 0, "in + created = out + dropped, and so nothing missing", fmt.Sprintf("%d balances%s", len(table)-1, cmp.Or(wrong.String(), ", nothing missing")))
 	for _, v := range views {
 		if n := v.status.GetUnderlay().GetReceiveOverflow(); n > 0 {
 			d.printf("  %s: the kernel dropped %s datagrams before overlayd saw them, its receive buffer being full\n", v.host.name, grouped(n))

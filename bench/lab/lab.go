@@ -1,12 +1,14 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +18,11 @@ import (
 type Options struct {
 	// Overlayd is the path of the daemon's binary; needed if any host runs it.
 	Overlayd string
+	// Overlayctl is the path of the operator's command line; needed if there is a cluster, which is made with it.
+	Overlayctl string
+	// Tell, if set, is given each command that starts a daemon or makes the cluster, before it runs on that host. Paths and
+	// tokens are in it by a word such as SOCK. There is one call at a time.
+	Tell func(host, command string)
 	// Detach lets the lab stay when this process ends, for Open and Down to find by the name of the
 	// scenario. Otherwise it ends with Close, or is swept away after this process was killed.
 	Detach bool
@@ -23,11 +30,15 @@ type Options struct {
 
 // Lab is a set of hosts that is up.
 type Lab struct {
-	scenario Scenario
-	claim    *claim
-	router   *Namespace // nil in the direct topology
-	hosts    []*Host
-	daemons  sync.WaitGroup // the waiters
+	scenario   Scenario
+	claim      *claim
+	router     *Namespace // nil in the direct topology
+	hosts      []*Host
+	containers []*Container
+	daemons    sync.WaitGroup // the waiters
+
+	telling sync.Mutex // held while tell runs
+	tell    func(host, command string)
 
 	mu    sync.Mutex // guards state and what is in the daemon of each host
 	state *state
@@ -44,22 +55,23 @@ type Host struct {
 	daemon  process // zero when it runs none
 }
 
-// Up builds a lab and returns when every host is reachable on the underlay and every overlayd has said that
-// it is ready. When ctx ends before that, or anything fails, everything is removed again. The error is
+// Up builds a lab and returns when every host is reachable on the underlay, every overlayd has said that it is
+// ready, and the cluster, if there is one, has its networks and endpoints. When ctx ends before that, or anything fails, everything is removed again. The error is
 // ErrNotPermitted without root, and ErrExists when a detached lab of this name is there.
 func Up(ctx context.Context, sc Scenario, o Options) (*Lab, error) {
 	if err := sc.complete(); err != nil {
 		return nil, fmt.Errorf("scenario %s: %w", sc.Name, err)
 	}
+	var err error
 	if sc.needsOverlayd() {
-		path, err := filepath.Abs(o.Overlayd)
-		if err == nil {
-			_, err = os.Stat(path)
+		if o.Overlayd, err = findBinary("overlayd", o.Overlayd); err != nil {
+			return nil, fmt.Errorf("scenario %s: %w", sc.Name, err)
 		}
-		if o.Overlayd == "" || err != nil {
-			return nil, fmt.Errorf("scenario %s runs overlayd, and there is no binary at %q: build it with make build", sc.Name, o.Overlayd)
+	}
+	if sc.hasCluster() {
+		if o.Overlayctl, err = findBinary("overlayctl", o.Overlayctl); err != nil {
+			return nil, fmt.Errorf("scenario %s: %w", sc.Name, err)
 		}
-		o.Overlayd = path
 	}
 	if os.Geteuid() != 0 {
 		return nil, ErrNotPermitted
@@ -74,11 +86,14 @@ func Up(ctx context.Context, sc Scenario, o Options) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{scenario: sc, claim: c, state: &state{ID: id, Scenario: sc, Created: time.Now()}}
-	for _, name := range l.namespaceNames() {
-		l.state.Namespaces = append(l.state.Namespaces, stateNamespace{Host: name, NetNS: fmt.Sprintf("ovl-%s-%s", id, name)})
+	l := &Lab{scenario: sc, claim: c, tell: o.Tell, state: &state{
+		ID: id, Scenario: sc, Created: time.Now(), Overlayd: o.Overlayd, Overlayctl: o.Overlayctl,
+	}}
+	for _, ns := range l.namespaces() {
+		ns.NetNS = fmt.Sprintf("ovl-%s-%s", id, cmp.Or(ns.Container, ns.Host))
+		l.state.Namespaces = append(l.state.Namespaces, ns)
 	}
-	if err := l.build(ctx, o); err != nil {
+	if err := l.build(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("bring up %s: %w", sc.Name, err), l.Close())
 	}
 	if o.Detach {
@@ -87,20 +102,37 @@ func Up(ctx context.Context, sc Scenario, o Options) (*Lab, error) {
 	return l, nil
 }
 
-// namespaceNames are those of the hosts, in their order, and of the router if there is one.
-func (l *Lab) namespaceNames() []string {
-	var names []string
+// findBinary makes the path of a program absolute: it is run with another working directory.
+func findBinary(name, path string) (string, error) {
+	full, err := filepath.Abs(path)
+	if err == nil {
+		_, err = os.Stat(full)
+	}
+	if path == "" || err != nil {
+		return "", fmt.Errorf("it needs %s, and there is no binary at %q: build it with make build", name, path)
+	}
+	return full, nil
+}
+
+// namespaces are those of the hosts, in their order, of the router if there is one, and of the containers.
+func (l *Lab) namespaces() []stateNamespace {
+	var all []stateNamespace
 	for _, h := range l.scenario.Hosts {
-		names = append(names, h.Name)
+		all = append(all, stateNamespace{Host: h.Name})
 	}
-	if l.scenario.Topology == Direct {
-		return names
+	if l.scenario.Topology != Direct {
+		all = append(all, stateNamespace{Host: routerName})
 	}
-	return append(names, routerName)
+	for _, h := range l.scenario.Hosts {
+		for _, name := range h.Containers {
+			all = append(all, stateNamespace{Host: h.Name, Container: name})
+		}
+	}
+	return all
 }
 
 // build makes everything, step by step, looking between steps whether ctx has ended.
-func (l *Lab) build(ctx context.Context, o Options) error {
+func (l *Lab) build(ctx context.Context) error {
 	if err := writeState(l.claim.dir, l.state); err != nil {
 		return err
 	}
@@ -116,6 +148,9 @@ func (l *Lab) build(ctx context.Context, o Options) error {
 	}
 	for _, h := range l.hosts {
 		steps = append(steps, func() error { return h.sysctl(hostSettings()) })
+	}
+	for _, c := range l.containers {
+		steps = append(steps, func() error { return c.sysctl(hostSettings()) })
 	}
 	if l.scenario.Topology == Direct {
 		steps = append(steps, l.join)
@@ -140,7 +175,10 @@ func (l *Lab) build(ctx context.Context, o Options) error {
 			}
 		}
 	}
-	steps = append(steps, func() error { return l.startDaemons(ctx, o.Overlayd) })
+	steps = append(steps, func() error { return l.startDaemons(ctx) })
+	if l.scenario.hasCluster() {
+		steps = append(steps, l.clusterSteps(ctx)...)
+	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -156,14 +194,14 @@ func (l *Lab) build(ctx context.Context, o Options) error {
 }
 
 // startDaemons starts all overlayds at once and waits for them.
-func (l *Lab) startDaemons(ctx context.Context, binary string) error {
+func (l *Lab) startDaemons(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var starters sync.WaitGroup
 	for _, h := range l.hosts {
 		if l.scenario.runsOverlayd(h.name) {
 			starters.Go(func() {
-				if err := l.startDaemon(ctx, h, binary); err != nil {
+				if err := l.startDaemon(ctx, h); err != nil {
 					cancel(err) // the first error counts; the others give up because of it
 				}
 			})
@@ -176,9 +214,13 @@ func (l *Lab) startDaemons(ctx context.Context, binary string) error {
 // attach opens or creates the namespaces that the state names and makes the hosts of them.
 func (l *Lab) attach(get func(name, full string) (*Namespace, error)) error {
 	for i, ns := range l.state.Namespaces {
-		n, err := get(ns.Host, ns.NetNS)
+		n, err := get(cmp.Or(ns.Container, ns.Host), ns.NetNS)
 		if err != nil {
 			return err
+		}
+		if ns.Container != "" {
+			l.containers = append(l.containers, &Container{Namespace: *n, host: l.Host(ns.Host)})
+			continue
 		}
 		if ns.Host == routerName {
 			l.router = n
@@ -218,7 +260,7 @@ func (l *Lab) remember(h *Host, d *daemon) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h.daemon = d.process
-	l.state.Processes = append(l.state.Processes, d.process)
+	l.state.Processes = append(slices.DeleteFunc(l.state.Processes, func(p process) bool { return p.Host == h.name }), d.process)
 	return writeState(l.claim.dir, l.state)
 }
 
@@ -256,6 +298,9 @@ func Down(name string) error {
 func (l *Lab) Release() {
 	for _, h := range l.hosts {
 		h.close()
+	}
+	for _, c := range l.containers {
+		c.close()
 	}
 	if l.router != nil {
 		l.router.close()

@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,7 +26,10 @@ const actAsEnv = "OVERLAYD_LAB_TEST_ACT_AS"
 func TestMain(m *testing.M) {
 	switch os.Getenv(actAsEnv) {
 	case "":
-		goleak.VerifyTestMain(m)
+		goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+			os.RemoveAll(buildDir)
+			os.Exit(code)
+		}))
 	case "overlayd": // says that it is ready and waits for the end
 		actAsOverlayd()
 	case "broken":
@@ -393,6 +398,32 @@ func TestDoReturnsHome(t *testing.T) {
 	}
 	if err := l.Host("h1").Do(func() error { return os.ErrClosed }); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("the error of the function became %v", err)
+	}
+}
+
+// TestHostName runs commands under the name of a host, and keeps that of this machine.
+func TestHostName(t *testing.T) {
+	l := up(t, kernelScenario(t, nil), Options{})
+	home, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 { // that many threads
+		cmd := exec.Command("cat", "/proc/sys/kernel/hostname", "/proc/net/dev")
+		var out bytes.Buffer
+		cmd.Stdout = &out
+		if err := l.Host("h2").Start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil || !strings.HasPrefix(out.String(), "h2\n") || !strings.Contains(out.String(), "blue0") {
+			t.Fatalf("%v: %s", err, out.String())
+		}
+		if now, err := os.Hostname(); err != nil || now != home {
+			t.Fatalf("this machine is called %q, %v; it was %q", now, err, home)
+		}
+	}
+	if err := l.Host("h1").Start(exec.Command("/nonexistent")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a command that is not there: %v", err)
 	}
 }
 

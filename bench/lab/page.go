@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// pageWidth is where text is wrapped, in characters.
+const pageWidth = 100
+
 // page writes text for people. The first error of the writer stays, and ends all further writing.
 type page struct {
 	w      io.Writer
@@ -50,11 +53,23 @@ func (p *page) printf(format string, args ...any) {
 	}
 }
 
+// command shows one that is about to run, and how long that is after the start.
+func (p *page) command(after time.Duration, host, line string) {
+	p.printf("  %s  %-6s  %s\n", p.style(faint, fmt.Sprintf("%5.1f s", after.Seconds())), host, line)
+}
+
+// quote shows what a command has printed, below that command.
+func (p *page) quote(text string) {
+	for line := range strings.Lines(text) {
+		p.printf("%19s%s\n", "", strings.TrimRight(line, " \n"))
+	}
+}
+
 // section begins a part with a title and a sentence that explains it.
 func (p *page) section(title, explanation string) {
 	p.printf("\n%s\n", p.style(bold, title))
 	if explanation != "" {
-		p.printf("%s\n", p.style(faint, wrap(explanation, 100)))
+		p.printf("%s\n", p.style(faint, wrap(explanation, pageWidth)))
 	}
 }
 

@@ -68,9 +68,24 @@ type HostSpec struct {
 	Loss     Loss             `yaml:"loss,omitempty"`     // of what crosses the link, in each direction
 	Offloads map[string]bool  `yaml:"offloads,omitempty"` // of both ends of the link: kernel feature names or OffloadGroups
 	Overlayd OverlaydSettings `yaml:"overlayd,omitempty"`
+	// Cluster is the part of the host in the cluster, if it is to be in one; its overlayd has no configuration file then.
+	// The first of these hosts makes the cluster, the others join, by the commands that an operator would type.
+	Cluster    Role     `yaml:"cluster,omitempty"`
+	Containers []string `yaml:"containers,omitempty,flow"` // names; only on hosts of the cluster
 }
 
-// OverlaydSettings go into the configuration of the host's overlayd.
+// Role is a host's part in the cluster of the scenario.
+type Role string
+
+const (
+	// Manager holds the cluster's log.
+	Manager Role = "manager"
+	// Worker forwards, and holds a copy of the state.
+	Worker Role = "worker"
+)
+
+// OverlaydSettings go into the configuration of the host's overlayd. On a host of the cluster, which has none, Disable
+// and Log become flags, and the others are not possible.
 type OverlaydSettings struct {
 	Disable  []string `yaml:"disable,omitempty"`  // features that stay off
 	Queues   int      `yaml:"queues,omitempty"`   // 0 = overlayd chooses
@@ -78,15 +93,23 @@ type OverlaydSettings struct {
 	Log      string   `yaml:"log,omitempty"`      // level; empty = overlayd's own
 }
 
-// NetworkSpec describes one overlay network.
+// NetworkSpec describes one overlay network. Either it has Members, hosts whose configuration states it by hand, or it
+// has Endpoints and is one of the cluster's.
 type NetworkSpec struct {
 	Name        string          `yaml:"name"`
-	VNI         uint32          `yaml:"vni"`
-	Subnets     []netip.Prefix  `yaml:"subnets"`                // host number N of the scenario has the Nth address of each
+	VNI         uint32          `yaml:"vni,omitempty"`          // 0 = the cluster chooses
+	Subnets     []netip.Prefix  `yaml:"subnets"`                // as a member, host number N of the scenario has the Nth address of each
 	Underlay    Family          `yaml:"underlay,omitempty"`     // of the outer header; empty = IPv4 where all members have it
 	MTU         mtu.OverlayMTU  `yaml:"mtu,omitempty"`          // 0 = derived from the links
 	AllowNested bool            `yaml:"allow_nested,omitempty"` // overlayd only
-	Members     map[string]Kind `yaml:"members"`                // by host; a host that is not named has no part in it
+	Members     map[string]Kind `yaml:"members,omitempty"`      // by host; a host that is not named has no part in it
+	Endpoints   []EndpointSpec  `yaml:"endpoints,omitempty"`
+}
+
+// EndpointSpec puts an interface on a network into a container. The endpoint is called as the container is.
+type EndpointSpec struct {
+	Container string       `yaml:"container"`
+	IP        []netip.Addr `yaml:"ip,omitempty,flow"` // at most one of each subnet; where there is none the cluster chooses
 }
 
 // Kind is what speaks VXLAN for a host on a network.

@@ -70,6 +70,26 @@ func TestParse(t *testing.T) {
 	}
 }
 
+const clustered = `
+name: t
+topology: bridged
+hosts:
+  - name: a
+    underlay: [192.0.2.1/24]
+    cluster: manager
+    containers: [c1]
+  - name: b
+    underlay: [192.0.2.2/24]
+    cluster: worker
+    containers: [c2]
+networks:
+  - name: blue
+    subnets: [10.42.0.0/24]
+    endpoints:
+      - {container: c1, ip: [10.42.0.10]}
+      - {container: c2}
+`
+
 // TestParseRefuses changes one thing at a time.
 func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ old, new, want string }{
@@ -130,6 +150,36 @@ hosts:
 		_, err := Parse([]byte(direct + change))
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("direct, with %q: %v, want %q", change, err, want)
+		}
+	}
+	for change, want := range map[string]string{
+		"":                                      "",
+		"cluster: manager|cluster: worker":      "has to be a manager",
+		"cluster: worker|cluster: boss":         "neither",
+		"cluster: worker|overlayd: {queues: 2}": "need a cluster",
+		"cluster: worker|cluster: worker\n    overlayd: {queues: 2}": "configuration file",
+		"192.0.2.2/24|2001:db8::2/64":                                "prefers ipv4",
+		"[c2]|[a]":                                                   "a is the name",
+		"[c2]|[c1]":                                                  "c1 is the name",
+		"[c2]|[c2, router]":                                          "router is the name",
+		"[c2]|[C2]":                                                  "small letters",
+		"{container: c2}|{container: c3}":                            "no host has it",
+		"{container: c2}|{container: c1}":                            "already",
+		"{container: c2}|{contaner: c2}":                             "contaner",
+		"10.42.0.10|10.43.0.10":                                      "none of the subnets",
+		"10.42.0.10|10.42.0.10, 10.42.0.11":                          "two addresses",
+		"endpoints:|members: {a: overlayd}\n    endpoints:":          "take either out",
+		"endpoints:|underlay: ipv4\n    endpoints:":                  "leave it out",
+		"endpoints:|allow_nested: true\n    endpoints:":              "no such setting",
+		"10.42.0.0/24|10.42.1.0/24":                                  "none of the subnets",
+	} {
+		old, replacement, _ := strings.Cut(change, "|")
+		if !strings.Contains(clustered, old) {
+			t.Fatalf("%q is not in the scenario", old)
+		}
+		_, err := Parse([]byte(strings.Replace(clustered, old, replacement, 1)))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("in a cluster, %q in place of %q: %v, want %q", replacement, old, err, want)
 		}
 	}
 	if _, err := Parse([]byte(good + "---\n" + good)); err == nil || !strings.Contains(err.Error(), "second") {

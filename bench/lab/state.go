@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/vtep/link"
 )
 
 // Root is where labs keep their state, logs and sockets: a directory for each.
@@ -34,14 +36,18 @@ type state struct {
 	ID         string           `json:"id"`
 	Scenario   Scenario         `json:"scenario"`
 	Created    time.Time        `json:"created"`
-	Built      bool             `json:"built"`      // false: still being built, or that was cut short
-	Namespaces []stateNamespace `json:"namespaces"` // written before they are made
-	Processes  []process        `json:"processes"`  // written after they were started; others are found by their namespace
+	Overlayd   string           `json:"overlayd,omitempty"`   // path of the binary, where one is needed
+	Overlayctl string           `json:"overlayctl,omitempty"` // likewise
+	Built      bool             `json:"built"`                // false: still being built, or that was cut short
+	Namespaces []stateNamespace `json:"namespaces"`           // written before they are made
+	Processes  []process        `json:"processes"`            // written after they were started; others are found by their namespace
+	Endpoints  []endpoint       `json:"endpoints,omitempty"`
 }
 
 type stateNamespace struct {
-	Host  string `json:"host"`  // or "router"
-	NetNS string `json:"netns"` // in the system
+	Host      string `json:"host"`                // or "router"
+	Container string `json:"container,omitempty"` // on that host; empty = it is the host itself
+	NetNS     string `json:"netns"`               // in the system
 }
 
 // claim is a directory under Root, locked by this process.
@@ -200,9 +206,26 @@ func (s *state) clear() error {
 		break
 	}
 	for _, ns := range s.Namespaces {
-		errs = append(errs, deleteNamespace(ns.NetNS))
+		errs = append(errs, removeSandboxes(ns.NetNS), deleteNamespace(ns.NetNS))
 	}
 	return errors.Join(errs...)
+}
+
+// removeSandboxes removes the namespaces that the overlayd of a host keeps for the networks of a cluster. They outlast it.
+func removeSandboxes(netns string) error {
+	ns, err := link.OpenNamespace(netns)
+	if errors.Is(err, link.ErrNoNamespace) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for the sandboxes of %s: %w", netns, err)
+	}
+	defer ns.Close()
+	vnis, err := link.Sandboxes(ns.ID())
+	for _, vni := range vnis {
+		err = errors.Join(err, link.RemoveSandbox(vni, ns.ID()))
+	}
+	return err
 }
 
 // sweep removes what is left of labs whose process was killed. Errors are for the next sweep: they must not

@@ -50,6 +50,9 @@ func (sc *Scenario) complete() error {
 	if err := sc.completeHosts(); err != nil {
 		return err
 	}
+	if err := sc.checkCluster(); err != nil {
+		return err
+	}
 	for i := range sc.Networks {
 		if err := sc.completeNetwork(i); err != nil {
 			return fmt.Errorf("networks[%d] (%s): %w", i, sc.Networks[i].Name, err)
@@ -141,11 +144,12 @@ func (sc *Scenario) completeNetwork(i int) error {
 	if !networkNames.MatchString(n.Name) {
 		return errors.New("name: use small letters, digits and hyphens, at most 13, a letter first")
 	}
-	if _, err := addr.NewVNI(uint64(n.VNI)); err != nil {
+	chosen := n.VNI == 0 && n.ofCluster() // by the cluster
+	if _, err := addr.NewVNI(uint64(n.VNI)); err != nil && !chosen {
 		return fmt.Errorf("vni: %w", err)
 	}
 	for j, o := range sc.Networks[:i] {
-		if o.Name == n.Name || o.VNI == n.VNI {
+		if o.Name == n.Name || o.VNI == n.VNI && !chosen {
 			return fmt.Errorf("name or vni is used by networks[%d], too", j)
 		}
 	}
@@ -156,28 +160,46 @@ func (sc *Scenario) completeNetwork(i int) error {
 		if !p.IsValid() || p.Masked() != p {
 			return fmt.Errorf("subnets: %s is not a subnet: its host bits must be zero", p)
 		}
-		last, err := overlayAddress(p, len(sc.Hosts)-1)
+		stations := max(len(sc.Hosts), len(n.Endpoints))
+		last, err := overlayAddress(p, stations-1)
 		if err == nil && p.Addr().Is4() && last.Addr() == lastAddress(p) {
 			err = errFull
 		}
 		if err != nil {
-			return fmt.Errorf("subnets: %s has no room for %d hosts", p, len(sc.Hosts))
+			return fmt.Errorf("subnets: %s has no room for %d addresses", p, stations)
 		}
 	}
+	check := sc.checkMembers
+	if n.ofCluster() {
+		check = sc.checkEndpoints
+	}
+	if err := check(n); err != nil {
+		return err
+	}
+	return sc.checkWidth(n)
+}
+
+// checkMembers checks a network that is stated by hand, and settles its family.
+func (sc *Scenario) checkMembers(n *NetworkSpec) error {
 	if len(n.Members) == 0 {
-		return errors.New("members: there is none")
+		return errors.New("members: there is none, and there are no endpoints")
 	}
 	for _, name := range slices.Sorted(maps.Keys(n.Members)) {
 		if k := n.Members[name]; k != Overlayd && k != Kernel {
 			return fmt.Errorf("members: %s: %q is neither %s nor %s", name, k, Overlayd, Kernel)
 		}
-		if sc.host(name) == nil {
+		switch h := sc.host(name); {
+		case h == nil:
 			return fmt.Errorf("members: %s is not one of the hosts", name)
+		case h.Cluster != "":
+			return fmt.Errorf("members: %s is in the cluster: give the network endpoints in place of members", name)
 		}
 	}
-	if err := sc.chooseFamily(n); err != nil {
-		return err
-	}
+	return sc.chooseFamily(n)
+}
+
+// checkWidth makes sure that the links are wide enough for IPv6 inside, if there is to be any.
+func (sc *Scenario) checkWidth(n *NetworkSpec) error {
 	size, err := sc.kernelMTU(n)
 	if err != nil {
 		return err
@@ -232,6 +254,9 @@ func (sc *Scenario) needsOverlayd() bool {
 }
 
 func (sc *Scenario) runsOverlayd(host string) bool {
+	if h := sc.host(host); h != nil && h.Cluster != "" {
+		return true
+	}
 	return slices.ContainsFunc(sc.Networks, func(n NetworkSpec) bool { return n.Members[host] == Overlayd })
 }
 
@@ -263,12 +288,16 @@ func (sc *Scenario) kernelMTU(n *NetworkSpec) (mtu.OverlayMTU, error) {
 		return n.MTU, nil
 	}
 	var least mtu.UnderlayMTU
-	for _, h := range sc.Hosts {
-		if _, in := n.Members[h.Name]; in && (least == 0 || h.MTU < least) {
+	for i := range sc.Hosts {
+		if h := &sc.Hosts[i]; n.reaches(h) && (least == 0 || h.MTU < least) {
 			least = h.MTU
 		}
 	}
-	return mtu.OverlayOf(mtu.PathMTU(least), n.Underlay.outer())
+	outer := n.Underlay
+	if n.ofCluster() {
+		outer = sc.clusterFamily()
+	}
+	return mtu.OverlayOf(mtu.PathMTU(least), outer.outer())
 }
 
 var errFull = errors.New("the subnet is full")
