@@ -23,7 +23,7 @@ var dataplaneOrder = map[string]int{
 	"checksum": 1,
 	"header":   2,
 	"frame":    3, "mtu": 3, "fdb": 3,
-	"mss": 4, "icmperr": 4, "suppress": 4, "gso": 4,
+	"mss": 4, "icmperr": 4, "suppress": 4, "gso": 4, "probe": 4,
 	"gro":     5, // knows the checksum states and sizes of gso, whose inverse it is
 	"forward": 6,
 }

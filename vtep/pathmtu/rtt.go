@@ -1,0 +1,42 @@
+package pathmtu
+
+import "time"
+
+// How long to wait for acknowledgements.
+const (
+	minTimeout = 200 * time.Millisecond
+	maxTimeout = time.Second // and what is waited while nothing is known of the peer
+	minGrace   = 25 * time.Millisecond
+	maxGrace   = 250 * time.Millisecond
+)
+
+// rtt estimates the time to a peer and back (RFC 6298, section 2). Each probe has a nonce of its own, so no
+// measurement is ambiguous.
+type rtt struct {
+	smoothed  time.Duration // 0 = nothing measured
+	variation time.Duration
+}
+
+func (r *rtt) sample(d time.Duration) {
+	d = max(d, time.Microsecond)
+	if r.smoothed == 0 {
+		r.smoothed, r.variation = d, d/2
+		return
+	}
+	r.variation += ((r.smoothed - d).Abs() - r.variation) / 4
+	r.smoothed += (d - r.smoothed) / 8
+}
+
+// grace is how long after the last acknowledgement of a round the others are waited for. Larger probes take
+// longer over a slow link, each one by as much as the one before it.
+func (r *rtt) grace() time.Duration {
+	return min(max(minGrace, r.smoothed/4, r.variation), maxGrace)
+}
+
+// timeout is how long a round is waited for of which nothing has come back.
+func (r *rtt) timeout() time.Duration {
+	if r.smoothed == 0 {
+		return maxTimeout
+	}
+	return max(minTimeout, min(4*r.smoothed, maxTimeout), r.smoothed+r.grace())
+}
