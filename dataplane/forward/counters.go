@@ -41,11 +41,19 @@ func (d *Drops) Sum() uint64 {
 }
 
 // Counters are those of one network; see the package comment for what always holds. All methods may be
-// called from any goroutine; workers add once a batch, not once a frame.
+// called from any goroutine; workers add once a batch, not once a frame, to those that many frames count in.
 type Counters struct {
 	TAPIn, TAPOut           Traffic
 	UnderlayIn, UnderlayOut Traffic
 	Created                 atomic.Uint64
 	Suppressed              atomic.Uint64
 	Drops                   Drops
+
+	// What was done for paths that carry less than their stations believe.
+	MSSClamped  atomic.Uint64 // SYNs whose MSS option was lowered
+	ICMPSent    atomic.Uint64 // errors that told a station what the path carries
+	ICMPLimited atomic.Uint64 // errors that were not sent, for the rate
+	Fragmented  atomic.Uint64 // IPv4 packets that were cut into fragments
+	Resegmented atomic.Uint64 // TCP superframes that were cut smaller than asked
+	Split       atomic.Uint64 // single TCP segments that were cut
 }

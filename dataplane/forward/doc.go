@@ -11,8 +11,11 @@
 //	TAPIn + UnderlayIn + Created = TAPOut + UnderlayOut + the sum over all drop reasons
 //
 // once all sends and writes have been reported to Counters. Created are the copies that head-end
-// replication adds and the segments that re-segmentation adds. A request that is answered from the
-// neighbour table comes in from the TAP and goes out to it as the answer.
+// replication adds, the segments and fragments that are more than what came in, and ICMP errors. A request that is
+// answered from the neighbour table comes in from the TAP and goes out to it as the answer.
+//
+// Paths. What is too large for the path to its VTEP is cut smaller, or fragmented, or its sender is told: see repair.go.
+// The MSS of every SYN is lowered to what the path leaves, in both directions.
 //
 // Isolation. On a network that isolates its stations, all of them are registered, and a frame that claims to be from
 // another one than it is, is dropped where it leaves and where it arrives: see isolate.go. A Limiter bounds what a

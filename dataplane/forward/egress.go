@@ -48,7 +48,7 @@ type Send struct {
 type Egress struct {
 	Sends   []Send
 	Pieces  [][]byte
-	Answers [][]byte // frames for the TAP, into which requests were turned
+	Answers [][]byte // frames for the TAP: replies to requests, and errors about frames that are too large
 
 	// Whole says to which VTEPs superframes are sent uncut, and how long they then may be, VXLAN header included;
 	// 0 and what is beyond its end mean none. It is indexed by VTEPID and set before Process.
@@ -63,8 +63,11 @@ type Egress struct {
 	now     int64
 	p       frame.Parsed
 	prefix  [header.VXLANLen]byte
-	cut     struct{ size, first int } // where in Pieces the superframe in hand is cut to this size; 0: not yet
+	cut     struct{ size, first int } // where in Pieces the frame in hand is cut to this size; 0: not yet
+	frags   struct{ size, first int } // and where into fragments of this size
+	known   bool                      // the frame in hand goes to one VTEP, behind which its destination is
 	created int
+	repairs repairs
 	answers int
 	in      struct{ frames, bytes int }
 }
@@ -100,12 +103,16 @@ func (e *Egress) Process(batch []frame.Frame, now int64) {
 	if e.answers != 0 {
 		c.Suppressed.Add(uint64(e.answers))
 	}
+	if e.repairs != (repairs{}) {
+		e.repairs.count(c)
+		e.repairs = repairs{}
+	}
 }
 
 // one decides on one frame.
 func (e *Egress) one(f *frame.Frame) {
 	b := f.Bytes()
-	e.cut.size = 0
+	e.cut.size, e.frags.size, e.known = 0, 0, false
 	reason := faultReasons[e.p.Parse(b)]
 	size, frames, bytes := 0, 1, len(b)
 	if reason == NotDropped && f.Offload.GSOType != header.GSONone {
@@ -151,7 +158,8 @@ func (e *Egress) one(f *frame.Frame) {
 				e.drop(DestinationLocal, frames, b, nil)
 				return
 			}
-			s.VTEP = id
+			s.VTEP, e.known = id, true
+			e.clamp(b, e.view.vteps[id].MaxFrame)
 			e.created += e.send(f, size, s) - frames
 			return
 		}
@@ -215,6 +223,9 @@ func (e *Egress) flood(f *frame.Frame, size int, s Send) {
 			s.Frames, s.Bytes = n, n*(int(e.p.PayloadOff)+size)
 		}
 	}
+	if e.p.TCPFlags&header.TCPSyn != 0 {
+		e.clamp(f.Bytes(), e.narrowest(flood))
+	}
 	copies := 0
 	for _, s.VTEP = range flood {
 		if e.reaches(s.VTEP) {
@@ -244,7 +255,9 @@ func (e *Egress) limit(b []byte, size, frames int) int {
 	return n
 }
 
-// segmentSize checks the offload header of a superframe against the frame and returns its GSO size.
+// segmentSize checks the offload header of a superframe against the frame and returns its GSO size, or 0 for a SYN. That
+// may carry data (RFC 7413) and so bear the mark of a superframe; but there is no way to cut it, and it must be a single
+// segment.
 func segmentSize(b []byte, p *frame.Parsed, h *header.VirtioNet) (int, DropReason) {
 	var want struct {
 		l3    frame.Layer3
@@ -260,8 +273,14 @@ func segmentSize(b []byte, p *frame.Parsed, h *header.VirtioNet) (int, DropReaso
 	default:
 		return 0, GSOUnsupported
 	}
-	if p.L3 != want.l3 || p.Proto != want.proto || !gso.Splittable(b, p) ||
-		h.GSOSize == 0 || gso.Segments(gso.Payload(p), int(h.GSOSize)) > gso.MaxSegments {
+	if p.L3 != want.l3 || p.Proto != want.proto || p.PayloadOff == 0 || h.GSOSize == 0 {
+		return 0, BadOffload
+	}
+	segments := gso.Segments(gso.Payload(p), int(h.GSOSize))
+	if p.TCPFlags&header.TCPSyn != 0 && segments == 1 {
+		return 0, NotDropped
+	}
+	if !gso.Splittable(b, p) || segments > gso.MaxSegments {
 		return 0, BadOffload
 	}
 	return int(h.GSOSize), NotDropped
@@ -300,31 +319,29 @@ func (e *Egress) suppress(b []byte) bool {
 // included.
 func (e *Egress) send(f *frame.Frame, size int, s Send) int {
 	room := e.view.vteps[s.VTEP].MaxFrame
-	if size != 0 {
-		most := room - int(e.p.PayloadOff)
-		if e.p.Proto == header.ProtoUDP && most < min(size, gso.Payload(&e.p)) {
-			// Unlike those of TCP, the boundaries between UDP datagrams mean something and must stay.
-			e.drop(ExceedsPathMTU, s.Frames, f.Bytes(), &e.view.vteps[s.VTEP])
-			return s.Frames
+	if size == 0 {
+		if len(f.Buf)-frame.Headroom > room {
+			return e.shrink(f, room, s)
 		}
-		if e.sendWhole(f, min(size, most), &s) {
-			return s.Frames
-		}
-		return e.sendSuperframe(f.Bytes(), min(size, most), s)
+		return e.sendPlain(f.Buf, s)
 	}
-	if len(f.Buf)-frame.Headroom > room {
-		e.drop(ExceedsPathMTU, 1, f.Bytes(), &e.view.vteps[s.VTEP])
-		return 1
+	if !fits(&e.p, size, room) {
+		return e.shrinkSuperframe(f, size, room, s)
 	}
-	s.Size, s.PerDatagram = len(f.Buf), 1
+	return e.sendSuperframe(f, size, s)
+}
+
+// sendPlain appends the datagram buf, to which the frame in hand and its VXLAN header amount.
+func (e *Egress) sendPlain(buf []byte, s Send) int {
+	s.Size, s.PerDatagram = len(buf), 1
 	if n := len(e.Sends); n > 0 && e.Sends[n-1].join(&s, e.opt.MaxSegments) {
-		e.Pieces = append(e.Pieces, f.Buf)
+		e.Pieces = append(e.Pieces, buf)
 		e.Sends[n-1].End++
 		return 1
 	}
 	s.First, s.total = len(e.Pieces), s.Size
 	s.End = s.First + 1
-	e.Pieces = append(e.Pieces, f.Buf)
+	e.Pieces = append(e.Pieces, buf)
 	e.Sends = append(e.Sends, s)
 	return 1
 }
@@ -344,14 +361,18 @@ func (l *Send) join(s *Send, maxSegments int) bool {
 	return true
 }
 
-// sendSuperframe cuts b into segments with size bytes of payload and appends as many sends as they need.
-func (e *Egress) sendSuperframe(b []byte, size int, s Send) int {
-	hlen := int(e.p.PayloadOff)
-	payload := gso.Payload(&e.p)
-	if size < payload && (size < 1 || gso.Segments(payload, size) > gso.MaxSegments) {
-		e.drop(ExceedsPathMTU, s.Frames, b, &e.view.vteps[s.VTEP])
+// sendSuperframe sends the superframe f in segments with size bytes of payload, which fit.
+func (e *Egress) sendSuperframe(f *frame.Frame, size int, s Send) int {
+	if e.sendWhole(f, size, &s) {
 		return s.Frames
 	}
+	return e.sendCut(f.Bytes(), size, s)
+}
+
+// sendCut cuts b into segments with size bytes of payload and appends as many sends as they need. b is a superframe, or
+// a TCP segment that is too long.
+func (e *Egress) sendCut(b []byte, size int, s Send) int {
+	payload := gso.Payload(&e.p)
 	frames := gso.Segments(payload, size)
 	if e.cut.size != size {
 		first := len(e.Pieces)
@@ -363,7 +384,13 @@ func (e *Egress) sendSuperframe(b []byte, size int, s Send) int {
 		e.Pieces = pieces
 		e.cut.size, e.cut.first = size, first
 	}
-	first := e.cut.first
+	e.emit(s, e.cut.first, frames, int(e.p.PayloadOff), size, payload)
+	return frames
+}
+
+// emit appends as many sends as frames take that have been cut, from e.Pieces[first] on, with hlen bytes of headers
+// each, and size bytes of payload, payload bytes in all.
+func (e *Egress) emit(s Send, first, frames, hlen, size, payload int) {
 	s.PerDatagram = 2
 	s.Size = header.VXLANLen + hlen + min(size, payload)
 	most := min(e.opt.MaxSegments, maxSend/s.Size)
@@ -376,7 +403,6 @@ func (e *Egress) sendSuperframe(b []byte, size int, s Send) int {
 		s.Bytes = s.Frames*hlen + n
 		e.Sends = append(e.Sends, s)
 	}
-	return frames
 }
 
 func (e *Egress) drop(reason DropReason, frames int, b []byte, to *VTEP) {
@@ -390,14 +416,15 @@ func (e *Egress) drop(reason DropReason, frames int, b []byte, to *VTEP) {
 
 // Report counts the outcome of frames of s, of bytes together: NotDropped when the kernel took them.
 func (e *Egress) Report(s *Send, frames, bytes int, outcome DropReason) {
-	c := e.net.Counters
+	c, to := e.net.Counters, &e.view.vteps[s.VTEP]
+	to.sent.Add(uint64(frames))
 	if outcome == NotDropped {
 		c.UnderlayOut.Add(frames, bytes)
 		return
 	}
 	c.Drops.Add(outcome, frames, e.now)
 	e.samples.Add(Sample{
-		Time: e.now, Network: e.net.Name, Reason: outcome, Egress: true, Outer: true, Peer: e.view.vteps[s.VTEP].Addr,
+		Time: e.now, Network: e.net.Name, Reason: outcome, Egress: true, Outer: true, Peer: to.Addr,
 	}, e.Pieces[s.First])
 }
 

@@ -10,6 +10,8 @@ import (
 	"github.com/overlayd/overlayd/dataplane/gro"
 	"github.com/overlayd/overlayd/dataplane/gso"
 	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/dataplane/mss"
+	"github.com/overlayd/overlayd/dataplane/probe"
 )
 
 // Received is what one receive from the underlay delivered: one datagram, or a train of datagrams of
@@ -29,6 +31,12 @@ type Delivery struct {
 	Items []gro.Item
 }
 
+// ProbeDatagram is a path probe, or the acknowledgement of one, as package probe describes them.
+type ProbeDatagram struct {
+	Remote  netip.Addr // outer source, be it that of a known VTEP or not
+	Payload []byte     // of the UDP datagram: where it was received
+}
+
 // outlet collects the frames for one network.
 type outlet struct {
 	net  *Network
@@ -37,10 +45,12 @@ type outlet struct {
 	in   struct{ frames, bytes int }
 }
 
-// Ingress turns batches of received buffers into items for TAPs. What Deliveries holds is valid until the
-// next Process, as long as the batch is.
+// Ingress turns batches of received buffers into items for TAPs. What Deliveries and Probes hold is valid until
+// the next Process, as long as the batch is.
 type Ingress struct {
 	Deliveries []Delivery
+	// Probes are the datagrams of the batch that are path probes. They are no frames, and none is dropped here.
+	Probes []ProbeDatagram
 	// Datagrams counts the datagrams of the last batch.
 	Datagrams int
 
@@ -81,7 +91,7 @@ func NewIngress(t *Tables, drops *Drops, s *Samples, opt Options) *Ingress {
 // Process decides on everything in the batch at the time now, in nanoseconds of the caller's clock.
 func (in *Ingress) Process(batch []Received, now int64) {
 	in.view, in.now, in.seconds = in.tables.view.Load(), now, uint32(now/1e9)
-	in.Deliveries, in.used, in.cut = in.Deliveries[:0], in.used[:0], in.cut[:0]
+	in.Deliveries, in.Probes, in.used, in.cut = in.Deliveries[:0], in.Probes[:0], in.used[:0], in.cut[:0]
 	in.arena.Reset()
 	if in.removed != in.view.removals {
 		in.forget()
@@ -129,7 +139,7 @@ func (in *Ingress) receive(r *Received) {
 	// A kernel VXLAN peer on the same machine hands over whole superframes, and of a UDP one the stated size
 	// is that of the inner segments. So the inner lengths decide, never the stride alone.
 	const outer = header.VXLANLen
-	if len(b) > outer && in.p.Parse(b[outer:]) == frame.Sound && gso.Splittable(b[outer:], &in.p) {
+	if len(b) > outer && !probe.Is(b) && in.p.Parse(b[outer:]) == frame.Sound && gso.Splittable(b[outer:], &in.p) {
 		switch end := outer + in.p.End; {
 		case end == len(b):
 			in.Datagrams++
@@ -152,13 +162,9 @@ func (in *Ingress) receive(r *Received) {
 
 // datagram handles one VXLAN datagram. size is the segment size of the superframe in it, if it is known.
 func (in *Ingress) datagram(b []byte, size int) {
-	if len(b) < header.VXLANLen+header.EthernetLen {
-		in.dropOuter(VXLANTruncated, 1, b)
-		return
-	}
 	v := header.VXLAN(b)
-	if !v.ValidVNI() {
-		in.dropOuter(VXLANBadFlags, 1, b)
+	if len(b) < header.VXLANLen+header.EthernetLen || !v.ValidVNI() {
+		in.noFrame(b)
 		return
 	}
 	o := in.outlet(v.VNI())
@@ -183,7 +189,31 @@ func (in *Ingress) datagram(b []byte, size int) {
 		in.drop(o.net, reason, frames, b)
 		return
 	}
+	if in.p.TCPFlags&header.TCPSyn != 0 {
+		in.clamp(o.net, f, sum)
+	}
 	in.deliver(o, b, size, sum)
+}
+
+// noFrame handles a datagram that is not VXLAN as RFC 7348 has it.
+func (in *Ingress) noFrame(b []byte) {
+	switch {
+	case probe.Is(b):
+		in.Probes = append(in.Probes, ProbeDatagram{Remote: in.from, Payload: b[:len(b):len(b)]})
+	case len(b) < header.VXLANLen+header.EthernetLen:
+		in.dropOuter(VXLANTruncated, 1, b)
+	default:
+		in.dropOuter(VXLANBadFlags, 1, b)
+	}
+}
+
+// clamp lowers the MSS of the SYN f, so that the station here that it is for sends nothing that would not get back to
+// the VTEP in hand.
+func (in *Ingress) clamp(n *Network, f []byte, sum gso.Checksum) {
+	most := n.mostMSS(&in.p, in.view.vteps[in.vtep].MaxFrame)
+	if mss.Clamp(f[in.p.L4Off:in.p.PayloadOff], most, sum == gso.Partial) {
+		n.Counters.MSSClamped.Add(1)
+	}
 }
 
 // superSize returns the segment size of f if it is a superframe, or 0. Without a stated size, a TCP segment

@@ -3,6 +3,7 @@ package forward
 import (
 	"bytes"
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 
 	"github.com/google/gopacket/layers"
@@ -12,6 +13,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/dataplane/mtu"
 )
 
 func batchOf(b []byte) []frame.Frame { return []frame.Frame{plain(b)} }
@@ -24,7 +26,11 @@ func anyFrame(t *rapid.T) frame.Frame {
 		SrcPort: uint16(rapid.IntRange(1, 4).Draw(t, "port")),
 		TOS:     uint8(rapid.IntRange(0, 3).Draw(t, "ecn")),
 		Seq:     rapid.Uint32().Draw(t, "seq"),
-		Payload: rapid.SampledFrom([]int{0, 1, 20, 64, 1400, 1422, 1423, 9000, 60000}).Draw(t, "payload"),
+		Payload: rapid.SampledFrom([]int{0, 1, 20, 64, 1150, 1400, 1422, 1423, 9000, 60000}).Draw(t, "payload"),
+
+		Fragmentable: rapid.Bool().Draw(t, "fragmentable"),
+		Flags:        header.TCPAck | rapid.SampledFrom([]uint8{0, 0, 0, header.TCPPsh | header.TCPFin | header.TCPCwr, header.TCPSyn, header.TCPUrg, header.TCPRst}).Draw(t, "flags"),
+		Options:      rapid.SampledFrom([][]layers.TCPOption{nil, nil, {frametest.MSS(1460)}, {frametest.MD5(), frametest.Nop(), frametest.Nop()}, {frametest.MSS(65535), frametest.AO()}}).Draw(t, "options"),
 	}
 	if rapid.IntRange(0, 9).Draw(t, "broadcast") == 0 {
 		o.DstMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
@@ -48,7 +54,7 @@ func anyFrame(t *rapid.T) frame.Frame {
 		return plain(frametest.Ping4(o).Bytes())
 	}
 	h, f := b.Offload(0)
-	if o.Payload > 1422 || rapid.Bool().Draw(t, "superframe") {
+	if o.Payload > 1423 && rapid.IntRange(0, 3).Draw(t, "jumbo") != 0 || rapid.Bool().Draw(t, "superframe") {
 		h, f = b.Offload(rapid.SampledFrom([]int{48, 536, 1000, 1398}).Draw(t, "size"))
 	}
 	if rapid.IntRange(0, 5).Draw(t, "damage") == 0 {
@@ -97,8 +103,12 @@ func TestFramesAreConserved(t *testing.T) {
 		a.net.FDB.SetStatic(frametest.MAC(2), a.id(t, peerB))
 		a.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
 		b.net.FDB.SetStatic(frametest.MAC(3), b.tables.AddVTEP(peerC, 1500)) // frames from station 3 are spoofed
-		if rapid.Bool().Draw(rt, "narrow") {
-			a.setPath(t, peerB, 1280)
+		for _, p := range []netip.Addr{peerB, peerC} {
+			a.setPath(t, p, rapid.SampledFrom([]mtu.PathMTU{1500, 1500, 1400, 1337, 1281, 1280, 576, 120, 0}).Draw(rt, "path"))
+		}
+		a.net.SetMSS(rapid.SampledFrom([]mtu.MSS{0, 0, 1000}).Draw(rt, "fixed MSS"))
+		if rapid.Bool().Draw(rt, "whole") {
+			a.egress.Whole = []int{40000, 65000}
 		}
 		for range rapid.IntRange(1, 3).Draw(rt, "batches") {
 			var batch []frame.Frame
@@ -115,6 +125,14 @@ func TestFramesAreConserved(t *testing.T) {
 					continue
 				}
 				datagrams := wire(a.egress, i)
+				for _, d := range datagrams {
+					if most := a.tables.VTEP(s.VTEP).MaxFrame + header.VXLANLen; !s.Whole && len(d) > most {
+						rt.Errorf("a datagram of %d bytes for a path of %d", len(d), most)
+					}
+				}
+				if s.Whole { // it is in one piece up to the device
+					continue
+				}
 				if rapid.Bool().Draw(rt, "as a train") {
 					received = append(received, train(peerA, datagrams...))
 					continue
@@ -157,13 +175,14 @@ func TestFramesAreConserved(t *testing.T) {
 func TestFlowsKeepTheirOrder(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		a, b := newWorld(t, full, peerB), newWorld(t, full, peerA)
+		a.setPath(t, peerB, mtu.PathMTU(rapid.SampledFrom([]int{1500, 1400, 1281, 576, 200}).Draw(rt, "path")))
 		next := map[uint16]uint32{}
 		want := map[uint16]*bytes.Buffer{}
 		var batch []frame.Frame
 		for range rapid.IntRange(1, 60).Draw(rt, "frames") {
 			port := uint16(rapid.IntRange(1, 12).Draw(rt, "flow"))
 			o := frametest.Opts{
-				SrcPort: port, Seq: next[port], Payload: rapid.SampledFrom([]int{0, 1, 64, 64, 64, 1000, 4000}).Draw(rt, "payload"),
+				SrcPort: port, Seq: next[port], Payload: rapid.SampledFrom([]int{0, 1, 64, 64, 64, 1000, 1396, 4000}).Draw(rt, "payload"),
 				Flags: header.TCPAck | rapid.SampledFrom([]uint8{0, 0, header.TCPPsh}).Draw(rt, "push"),
 			}
 			data := frametest.Pattern(o.Payload + int(next[port])%7)[int(next[port])%7:]
@@ -173,7 +192,11 @@ func TestFlowsKeepTheirOrder(t *testing.T) {
 				want[port] = new(bytes.Buffer)
 			}
 			want[port].Write(data)
-			h, f := frametest.TCP4(o).Offload(min(1000, max(len(data), 48)))
+			size := min(1000, max(len(data), 48))
+			if len(data) < 1400 && rapid.Bool().Draw(rt, "single segment") {
+				size = 0
+			}
+			h, f := frametest.TCP4(o).Offload(size)
 			batch = append(batch, fromTAP(h, f))
 		}
 		var received []Received
@@ -223,18 +246,23 @@ func TestThePacketPathAllocatesNothing(t *testing.T) {
 	for name, make := range batches() {
 		t.Run(name, func(t *testing.T) {
 			for _, isolated := range []bool{false, true} {
-				allocatesNothing(t, make(), isolated)
+				allocatesNothing(t, make(), isolated, false)
+				allocatesNothing(t, make(), isolated, true)
 			}
 		})
 	}
 }
 
-func allocatesNothing(t *testing.T, batch []frame.Frame, isolated bool) {
+func allocatesNothing(t *testing.T, batch []frame.Frame, isolated, narrow bool) {
 	a, b := newWorld(t, full, peerB), newWorld(t, full, peerA)
 	a.net.Neighbors.Set(frametest.IP4(3), frametest.MAC(3))
 	a.net.Limit = NewLimiter(1e6, 100)
 	if isolated {
 		isolate(a, b)
+	}
+	if narrow {
+		a.setPath(t, peerB, 1300)
+		a.net.FDB.SetStatic(frametest.MAC(2), a.id(t, peerB))
 	}
 	pristine := copyBatch(batch)
 	a.egress.Process(batch, 1)
@@ -264,7 +292,7 @@ func allocatesNothing(t *testing.T, batch []frame.Frame, isolated bool) {
 	}
 	run()
 	if n := testing.AllocsPerRun(100, run); n != 0 {
-		t.Errorf("%v allocations a batch, isolated: %v", n, isolated)
+		t.Errorf("%v allocations a batch, isolated: %v, narrow path: %v", n, isolated, narrow)
 	}
 }
 
@@ -293,9 +321,10 @@ func batches() map[string]func() []frame.Frame {
 		}
 	}
 	return map[string]func() []frame.Frame{
-		"TCP superframe":      super(frametest.TCP4(frametest.Opts{Payload: 61512}), 1398),
-		"TCP superframe IPv6": super(frametest.TCP6(frametest.Opts{Payload: 60000}), 1378),
-		"UDP superframe":      super(frametest.UDP4(frametest.Opts{Payload: 60000}), 1400),
+		"TCP superframe":         super(frametest.TCP4(frametest.Opts{Payload: 61512}), 1398),
+		"TCP superframe IPv6":    super(frametest.TCP6(frametest.Opts{Payload: 60000}), 1378),
+		"UDP superframe":         super(frametest.UDP4(frametest.Opts{Payload: 60000}), 1400),
+		"too large for the path": tooLarge,
 		"small UDP": func() (out []frame.Frame) {
 			for range 60 {
 				out = append(out, plain(frametest.UDP4(frametest.Opts{Payload: 64}).Bytes()))
@@ -417,6 +446,11 @@ func FuzzEgress(f *testing.F) {
 	for _, c := range claims(here, behindB) {
 		f.Add(make([]byte, header.VirtioNetMrgLen), c.inner)
 	}
+	for _, fr := range tooLarge() {
+		var h [header.VirtioNetMrgLen]byte
+		fr.Offload.Encode(h[:])
+		f.Add(h[:], fr.Bytes())
+	}
 	f.Fuzz(func(t *testing.T, offload, b []byte) {
 		if len(offload) < header.VirtioNetMrgLen || len(b) > 65535+18 {
 			return
@@ -428,14 +462,28 @@ func FuzzEgress(f *testing.F) {
 		limited := newWorld(t, full, peerA, peerB, peerC)
 		limited.net.Limit = NewLimiter(1, 5)
 		isolated := newIsolated(t, full)
-		for _, w := range []*world{open, limited, isolated} {
+		close := narrow(t, 1280)
+		close.setPath(t, peerB, 400)
+		device := narrow(t, 700)
+		device.egress.Whole = []int{65000, 65000}
+		for _, w := range []*world{open, limited, isolated, close, device} {
 			w.egress.Process([]frame.Frame{fromTAP(h, b)}, 1)
 			for i := range w.egress.Sends {
 				s := &w.egress.Sends[i]
 				most := w.tables.VTEP(s.VTEP).MaxFrame + header.VXLANLen
+				if s.Whole {
+					most = 65000
+					if n := int(s.Offload.HdrLen) + int(s.Offload.GSOSize); n > w.tables.VTEP(s.VTEP).MaxFrame+header.VXLANLen {
+						t.Errorf("segments of %d bytes for a path of %d", n, w.tables.VTEP(s.VTEP).Path)
+					}
+				}
 				for _, d := range wire(w.egress, i) {
 					if len(d) > most {
 						t.Errorf("a datagram of %d bytes for a path of %d", len(d), most)
+					}
+					var p frame.Parsed
+					if fault := p.Parse(d[header.VXLANLen:]); fault != frame.Sound {
+						t.Errorf("fault %d in what is sent: % x", fault, d)
 					}
 					if w == isolated {
 						wantHonest(t, d[header.VXLANLen:], here, alsoHere)
@@ -444,6 +492,9 @@ func FuzzEgress(f *testing.F) {
 				w.egress.Report(s, s.Frames, s.Bytes, NotDropped)
 			}
 			for _, a := range w.egress.Answers {
+				if _, err := frametest.Verify(a); err != nil {
+					t.Errorf("answer % x: %v", a, err)
+				}
 				w.egress.ReportAnswer(a, NotDropped)
 			}
 			w.checkLaw(t)

@@ -14,7 +14,13 @@ import (
 type Limiter struct {
 	interval int64 // nanoseconds in which one token comes
 	depth    int64 // nanoseconds in which an empty bucket fills
-	full     atomic.Int64
+	bucket   bucket
+}
+
+// bucket is the state of a token bucket that many goroutines share. The zero bucket is full if time begins at 0.
+type bucket struct {
+	// full is when the bucket will be full again, were nothing taken any more. That one word is all its state.
+	full atomic.Int64
 }
 
 // NewLimiter returns a bucket for burst frames, at least 1, that is full and refilled at perSecond, or nil, which is no
@@ -27,22 +33,24 @@ func NewLimiter(perSecond, burst int) *Limiter {
 	interval := max(1, (int64(1e9)+int64(perSecond)/2)/int64(perSecond))
 	most := int64(math.MaxInt64/4) / interval // so that no sum of times overflows
 	l := &Limiter{interval: interval, depth: min(max(1, int64(burst)), most) * interval}
-	l.full.Store(math.MinInt64)
+	l.bucket.full.Store(math.MinInt64)
 	return l
 }
 
 // Allow takes tokens for n frames at the time now, in nanoseconds of a clock that never goes back by much, and returns
 // for how many of them there were any.
-func (l *Limiter) Allow(now int64, n int) int {
+func (l *Limiter) Allow(now int64, n int) int { return l.bucket.take(now, n, l.interval, l.depth) }
+
+// take takes up to n tokens, of which one comes every interval, from a bucket that fills in depth.
+func (b *bucket) take(now int64, n int, interval, depth int64) int {
 	for {
-		// full is when the bucket will be full again, were nothing taken any more. That one word is all its state.
-		full := l.full.Load()
+		full := b.full.Load()
 		start := max(full, now)
-		k := min((l.depth-(start-now))/l.interval, int64(n))
+		k := min((depth-(start-now))/interval, int64(n))
 		if k <= 0 {
 			return 0
 		}
-		if l.full.CompareAndSwap(full, start+k*l.interval) {
+		if b.full.CompareAndSwap(full, start+k*interval) {
 			return int(k)
 		}
 	}

@@ -33,7 +33,7 @@ var reasons = [NumReasons]struct{ name, help string }{
 	DestinationUnknown: {"destination_unknown", "Isolated network: the destination MAC is not registered, or a frame came in for one that is not on this host: an endpoint that is gone or has moved."},
 	BUMRateLimited:     {"bum_rate_limited", "More broadcast, unknown unicast and multicast frames than the network may flood: a loop, a storm, or a limit too low for its multicast traffic."},
 	NoPeers:            {"no_peers", "Nowhere to send it: the network has no peers."},
-	ExceedsPathMTU:     {"exceeds_path_mtu", "Frame larger than the path to its VTEP carries: the sender's MTU is above the network's."},
+	ExceedsPathMTU:     {"exceeds_path_mtu", "Frame larger than the path to its VTEP carries that could be neither cut nor fragmented: its sender's MTU is above the path's; unless it was flooded, its sender is told by ICMP."},
 	SendNoBuffer:       {"send_no_buffer", "The kernel had no room to send (ENOBUFS): the underlay device is slower than the traffic."},
 	SendDenied:         {"send_denied", "A local firewall rule refused the datagram (EPERM): allow UDP to the VXLAN port."},
 	SendUnreachable:    {"send_unreachable", "No route to the VTEP, or its network is down."},

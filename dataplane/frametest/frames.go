@@ -43,6 +43,7 @@ type Opts struct {
 	Src, Dst         netip.Addr // zero: IP4 or IP6 of 1 and 2
 	SrcPort, DstPort uint16     // zero: 40000, 80
 	TOS              uint8      // or traffic class
+	Fragmentable     bool       // IPv4: DF is clear
 	Seq, Ack         uint32     // TCP
 	Flags            uint8      // TCP; zero: header.TCPAck
 	Options          []layers.TCPOption
@@ -128,6 +129,12 @@ func Timestamps(value, echo uint32) layers.TCPOption {
 	return option(layers.TCPOptionKindTimestamps, binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, value), echo))
 }
 
+// MD5 is the option with the signature of RFC 2385, which is not right: nothing here verifies it.
+func MD5() layers.TCPOption { return option(layers.TCPOptionKind(header.TCPOptionMD5), Pattern(16)) }
+
+// AO is the option with the signature of RFC 5925, which is not right either.
+func AO() layers.TCPOption { return option(layers.TCPOptionKind(header.TCPOptionAO), Pattern(14)) }
+
 // Nop is the option that pads.
 func Nop() layers.TCPOption {
 	return layers.TCPOption{OptionType: layers.TCPOptionKindNop, OptionLength: 1}
@@ -153,7 +160,12 @@ func (o Opts) ethernet() *Builder {
 
 func (o Opts) ip4() *Builder {
 	src, dst := o.addresses(IP4)
-	return o.ethernet().IPv4(src, dst, func(l *layers.IPv4) { l.TOS = o.TOS })
+	return o.ethernet().IPv4(src, dst, func(l *layers.IPv4) {
+		l.TOS = o.TOS
+		if o.Fragmentable {
+			l.Flags = 0
+		}
+	})
 }
 
 func (o Opts) ip6() *Builder {

@@ -222,6 +222,13 @@ func TestNothingAllocates(t *testing.T) {
 			if Split(pieces, a, prefix, f, p, 100) == nil {
 				t.Fatal("no room")
 			}
+			if p.L3 == frame.IPv4 {
+				l4 := int(p.L4Off)
+				if Fragment(pieces, a, prefix, f[:l4], f[l4:p.End], int(p.L3Off), 104) == nil {
+					t.Fatal("no room")
+				}
+			}
+			Signed(f, p)
 			MakePartial(f, p)
 			Verify(f, p)
 			CompleteTransport(f, p)

@@ -37,9 +37,24 @@ func Splittable(b []byte, p *frame.Parsed) bool {
 	return p.Proto == header.ProtoTCP && p.TCPFlags&(header.TCPSyn|header.TCPRst|header.TCPUrg) == 0
 }
 
-// Split cuts the superframe b into frames of at most size bytes of payload each and appends two pieces a
-// frame to pieces: the headers, preceded by a copy of prefix, and the payload, which is part of b. The
-// frames carry complete checksums, whatever b had in its checksum fields.
+// Signed reports whether the TCP segment b, which p describes, carries a signature: TCP-MD5 (RFC 2385) or TCP-AO (RFC
+// 5925). It covers the payload of one segment, so that a segment with other boundaries would not be taken by its
+// receiver.
+func Signed(b []byte, p *frame.Parsed) bool {
+	if p.Proto != header.ProtoTCP || int(p.PayloadOff-p.L4Off) <= header.TCPMinLen {
+		return false
+	}
+	for o := header.TCP(b[p.L4Off:p.PayloadOff]).OptionList(); o.Next(); {
+		if o.Kind() == header.TCPOptionMD5 || o.Kind() == header.TCPOptionAO {
+			return true
+		}
+	}
+	return false
+}
+
+// Split cuts the superframe b, which may also be a single segment, into frames of at most size bytes of payload each
+// and appends two pieces a frame to pieces: the headers, preceded by a copy of prefix, and the payload, which is part of
+// b. The frames carry complete checksums, whatever b had in its checksum fields.
 //
 // p must come from parsing b, Splittable(b, p) must hold and size be at least 1. Split returns nil when the
 // arena has no room; nothing is appended then.

@@ -94,6 +94,25 @@ func Overhead(outer Family, vlanTags int) int {
 	return ipLen(outer) + udpLen + vxlanLen + ethernetLen + vlanTags*vlanLen
 }
 
+// Term is one part of the overhead.
+type Term struct {
+	Name  string
+	Bytes int
+}
+
+// Terms lists what Overhead is made of, from the outside inwards.
+func Terms(outer Family, vlanTags int) []Term {
+	ip := Term{"outer IPv6", ipv6Len}
+	if outer == IPv4 {
+		ip = Term{"outer IPv4", ipv4Len}
+	}
+	terms := []Term{ip, {"UDP", udpLen}, {"VXLAN", vxlanLen}, {"inner Ethernet", ethernetLen}}
+	if vlanTags > 0 {
+		terms = append(terms, Term{"inner VLAN tags", vlanTags * vlanLen})
+	}
+	return terms
+}
+
 // OverlayOf is the OverlayMTU that a path leaves to untagged inner frames. The error says that it would be
 // below MinIPv4, where no IP can work; whether it is enough for inner IPv6 is for CarriesIPv6 to say.
 func OverlayOf(path PathMTU, outer Family) (OverlayMTU, error) {

@@ -21,6 +21,32 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
+// The terms add up to the overhead, and name what is there.
+func TestTerms(t *testing.T) {
+	for _, outer := range []Family{IPv4, IPv6, 0} {
+		for tags := range 3 {
+			sum, names := 0, ""
+			for _, term := range Terms(outer, tags) {
+				sum += term.Bytes
+				names += term.Name + ", "
+			}
+			if sum != Overhead(outer, tags) {
+				t.Errorf("%v, %d tags: the terms add up to %d, the overhead is %d", outer, tags, sum, Overhead(outer, tags))
+			}
+			want := "outer IPv6, UDP, VXLAN, inner Ethernet, "
+			if outer == IPv4 {
+				want = "outer IPv4, UDP, VXLAN, inner Ethernet, "
+			}
+			if tags > 0 {
+				want += "inner VLAN tags, "
+			}
+			if names != want {
+				t.Errorf("%v, %d tags: %s", outer, tags, names)
+			}
+		}
+	}
+}
+
 func TestOverlayOf(t *testing.T) {
 	for _, c := range []struct {
 		path  PathMTU
