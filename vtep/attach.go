@@ -22,6 +22,7 @@ type attachment struct {
 	iface      string
 	mtu        mtu.OverlayMTU
 	problem    string
+	lowered    link.Lowered
 	stale      bool // the container's end is not as it ought to be, and could not be reached
 }
 
@@ -63,9 +64,12 @@ func (v *VTEP) attach(n *network, a Attachment) (*attachment, error) {
 	// Registered before it says its first word, and as before if it comes to nothing.
 	undo := n.stations.swap(n.fwd, a.MAC, fdb.Local, addressesOf(a.Addresses))
 	at := &attachment{Attachment: a, ns: ns.ID(), mtu: n.fwd.MTU()}
-	got, err := n.sandbox.Connect(ns, v.veth(n, &a), true)
+	if old != nil {
+		at.lowered = old.lowered
+	}
+	got, err := n.sandbox.Connect(ns, v.veth(n, at), true)
 	if err == nil {
-		at.iface, at.problem = got.Interface, got.Note
+		at.iface, at.problem, at.lowered = got.Interface, got.Note, got.Lowered
 		n.keep(v, at)
 		if err = v.up(n, ""); err != nil && got.Made {
 			err = errors.Join(err, n.sandbox.Disconnect(a.ID))
@@ -84,10 +88,11 @@ func (v *VTEP) attach(n *network, a Attachment) (*attachment, error) {
 }
 
 // veth describes the interface of a container.
-func (v *VTEP) veth(n *network, a *Attachment) link.Veth {
+func (v *VTEP) veth(n *network, a *attachment) link.Veth {
 	return link.Veth{
 		ID: a.ID, Interface: a.Interface, MAC: a.MAC, Addresses: a.Addresses, Gateways: a.Gateways,
 		MTU: int(n.fwd.MTU()), TxQueueLen: queueLength, GSOMaxSize: v.gsoMaxSize(n),
+		Lowered: a.lowered,
 	}
 }
 
@@ -208,6 +213,7 @@ func (v *VTEP) Detach(network, id string) error {
 	if a := n.attached[id]; a != nil {
 		n.stations.remove(n.fwd, a.MAC, true)
 		n.drop(v, id)
+		v.guard(n)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ type Config struct {
 // Underlay says how datagrams travel between hosts.
 type Underlay struct {
 	Port      uint16         // UDP port of VXLAN, here and at the peers; 0 = 4789
-	Addresses []netip.Addr   // local addresses, at most one of each family; empty = the source of the route to the peers
+	Addresses []netip.Addr   // local addresses, in order of preference; empty = the sources of the routes to the peers
 	TTL       int            // TTL or hop limit of datagrams; 0 = 64
 	Checksum  ChecksumPolicy // of the outer UDP header
 }
@@ -45,7 +45,8 @@ type Network struct {
 	Peers       []netip.Addr   // member VTEPs; BUM frames go to each
 	Learning    bool           // learn MAC to VTEP from received frames
 	AllowNested bool           // let VXLAN inside VXLAN pass
-	MTU         mtu.OverlayMTU // 0 = derived from the underlay
+	MTU         mtu.OverlayMTU // 0 = what the paths to the peers carry
+	MSS         mtu.MSS        // that no TCP connection exceeds; 0 = what each path carries
 	Mappings    []addr.Mapping // static entries: never learned over, never aged
 
 	Sandbox bool // the TAP lives in a network namespace of its own, on a bridge for containers

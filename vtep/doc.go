@@ -8,10 +8,13 @@
 //     Of a TAP queue it reads a batch of frames, has forward.Egress turn it into sends, and hands these to the
 //     kernel. Of a socket it receives a batch, has forward.Ingress turn it into items, and writes these to
 //     the TAPs.
-//   - watch, one: on changes of links, addresses and routes derives MTUs anew and moves to another underlay
-//     address if need be.
+//   - watch, one: on changes of links, addresses and routes derives MTUs anew, moves to another underlay
+//     address if need be, and tells the prober.
 //   - age, one: forgets learned MAC addresses that have been silent.
 //   - reconcile, one: every two to four seconds compares tables and sandboxes with what was stated, and heals them.
+//   - prober, one, of package pathmtu: probes the paths to other VTEPs.
+//   - paths, one: makes datagrams go where the prober has found to be best, no larger than it has proven, and the MTUs
+//     of networks follow. It is not the prober itself, which must answer at once, whatever else is being changed.
 //   - halt, one: wakes the workers when the context ends.
 //   - "link watch" of package link, one.
 //
@@ -25,6 +28,11 @@
 // two can be compared. All changes are serialised by one mutex, VTEP.change. A worker is told of them by functions
 // that it calls between two batches, and what is taken away from it is closed only once it has done so: no frame is
 // handed to a TAP that is gone.
+//
+// A remote VTEP has one name, the address that peers and mappings state, and may be reached at several: see Node. What is
+// sent to it goes where the prober says, from a local address that goes with that, and what comes from any of its
+// addresses is taken for its own. The interfaces of a network follow what a path is settled on; while it is searched, the
+// packet path makes frames fit it.
 //
 // Workers share forward.Tables, whose reads are lock-free. A queue of a TAP is written under its own mutex,
 // since several workers may write to it where a TAP has fewer queues than there are workers; senders hold a

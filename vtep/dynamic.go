@@ -8,7 +8,6 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/fdb"
-	"github.com/overlayd/overlayd/dataplane/mtu"
 	"github.com/overlayd/overlayd/vtep/link"
 )
 
@@ -47,19 +46,7 @@ func (v *VTEP) admit(n *Network) error {
 			return &ConfigError{"device", fmt.Errorf("%v is that of network %s: choose another", n.Device, o.cfg.Name)}
 		}
 	}
-	return n.validate("", v.locals())
-}
-
-// locals returns the underlay addresses by family.
-func (v *VTEP) locals() map[mtu.Family]netip.Addr {
-	local := map[mtu.Family]netip.Addr{}
-	if len(v.cfg.Underlay.Addresses) == 0 {
-		return local // those of other families can still be derived
-	}
-	for _, e := range v.endpoints {
-		local[mtu.FamilyOf(e.Local)] = e.Local
-	}
-	return local
+	return n.validate("", v.cfg.Underlay.Addresses)
 }
 
 // addNetwork is AddNetwork for a network that is valid. at is what the names of its fields begin with in errors.
@@ -79,6 +66,7 @@ func (v *VTEP) addNetwork(c Network, at string) (err error) {
 	if err := v.begin(n, at); err != nil {
 		return errors.Join(err, v.withdraw(n), v.discard(n))
 	}
+	v.tellStart(n)
 	return nil
 }
 
@@ -90,6 +78,7 @@ func (v *VTEP) begin(n *network, at string) error {
 	if err := v.applyMTU(n); err != nil {
 		return &HostError{at + "mtu", err}
 	}
+	v.unguard(n)
 	if err := v.up(n, at); err != nil {
 		return err
 	}
@@ -113,10 +102,14 @@ func (v *VTEP) withdraw(n *network) error {
 	err := v.onWorkers(func(w *worker) error { return w.leave(n) })
 	networks := slices.DeleteFunc(slices.Clone(v.networks), func(o *network) bool { return o == n })
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.sent += n.fwd.Counters.UnderlayOut.Frames.Load()
 	v.networks = networks
 	delete(v.names, n.cfg.Name)
+	v.mu.Unlock()
+	for _, p := range n.peers {
+		delete(v.told, fixedTopic(n.cfg.Name, p))
+	}
+	v.feed()
 	return err
 }
 
@@ -185,7 +178,7 @@ func (v *VTEP) SetPeers(network string, peers []netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	if err := validatePeers("", peers, v.locals()); err != nil {
+	if err := validatePeers("", peers, v.cfg.Underlay.Addresses); err != nil {
 		return fmt.Errorf("setting the peers of network %q: %w", network, err)
 	}
 	for i, p := range peers {
@@ -205,8 +198,9 @@ func (v *VTEP) setPeers(n *network, peers []netip.Addr) {
 	members := v.number(peers)
 	n.fwd.SetMembers(members)
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	n.peers, n.members = slices.Clone(peers), members
+	v.mu.Unlock()
+	v.feed()
 }
 
 // number returns the numbers of VTEPs. Those that have none yet get one, and a way to be reached. v.change is held.
@@ -234,7 +228,7 @@ func (v *VTEP) SetMapping(network string, m addr.Mapping) error {
 	if err := v.checkMapping(n, &m); err != nil {
 		return fmt.Errorf("stating %v in network %q: %w", m.MAC, network, err)
 	}
-	id, ok := v.tables.Lookup(m.VTEP)
+	id, ok := v.idOf(m.VTEP)
 	if !ok {
 		v.change.Lock()
 		id = v.number([]netip.Addr{m.VTEP})[0]

@@ -420,10 +420,10 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 	linktest.Must(t, err)
 	linktest.Await(t, "drop of a stolen address", func() bool { return count(forward.SourceIPSpoofed) > 0 })
 	linktest.In(t, c.containers[0], func() { linktest.Must(t, link.SetMAC("eth0", frametest.MAC(222))) })
-	before := count(forward.SourceMACUnknown)
+	before := count(forward.SourceSpoofed)
 	linktest.Await(t, "drop of a made-up MAC", func() bool {
 		ping(t, c.containers[0], inside4(1), 56, 10*time.Millisecond)
-		return count(forward.SourceMACUnknown) > before
+		return count(forward.SourceSpoofed) > before
 	})
 	// Attaching again puts the MAC right.
 	a := endpoint(0, c.containers[0])

@@ -19,6 +19,8 @@ const (
 	FeatureSourcePorts   = "source-port-entropy" // a pool of source ports
 	FeatureGSOMaxSize    = "gso-max-size"        // TCP superframes sized to fit one send
 	FeatureTunnelGSO     = "tunnel-gso"          // TCP superframes handed to the underlay device uncut
+	FeaturePathProbes    = "path-probes"         // proof of what each path carries, and of which address is best
+	FeaturePortGuard     = "port-guard"          // nftables rules that keep containers of one host from posing as each other
 )
 
 // FeatureNames returns the names of all features, in the order in which they are listed.
@@ -26,7 +28,7 @@ func FeatureNames() []string {
 	return []string{
 		FeatureTAPVNet, FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue,
 		FeatureUDPGSO, FeatureUDPGRO, FeatureUDPBatch, FeatureSourcePorts, FeatureGSOMaxSize,
-		FeatureTunnelGSO,
+		FeatureTunnelGSO, FeaturePathProbes, FeaturePortGuard,
 	}
 }
 

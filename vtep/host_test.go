@@ -23,6 +23,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/vtep/link"
 	"github.com/overlayd/overlayd/vtep/link/linktest"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 )
 
 // A VTEP that runs has goroutines on several threads, and each asks netlink in the network namespace of the
@@ -53,6 +54,8 @@ type request struct {
 	Attach  *Attachment
 	ID      string
 	VNIs    []addr.VNI
+	Node    *Node
+	Keys    [][]byte
 }
 
 // response is what came of it; what is filled in depends on the request.
@@ -71,6 +74,8 @@ type response struct {
 	IDs      []string
 	VNIs     []addr.VNI
 	Number   int
+	Paths    []PathStatus
+	Probes   pathmtu.Counters
 }
 
 // served is the VTEP of a child.
@@ -173,6 +178,14 @@ func (s *served) do(q *request, a *response) (err error) {
 		a.VNIs, err = s.v.Orphans()
 	case "remove orphans":
 		a.VNIs, err = s.v.RemoveOrphans(q.VNIs)
+	case "paths":
+		a.Paths, a.Probes = s.v.Paths(), s.v.ProbeCounters()
+	case "set node":
+		err = s.v.SetNode(*q.Node)
+	case "remove node":
+		s.v.RemoveNode(q.Node.Address)
+	case "set keys":
+		err = s.v.SetProbeKeys(q.Keys, q.Node.Address)
 	case "reconcile":
 		a.Number, err = s.v.Reconcile()
 	case "spoil":

@@ -71,7 +71,7 @@ func (v *VTEP) lookForWays(ids []fdb.VTEPID) (changed bool) {
 		if n := int(id) + 1 - len(in.paths); n > 0 {
 			in.paths = append(in.paths, make([]way, n)...)
 		}
-		next, old := v.lookForWay(s, v.tables.VTEP(id).Addr), &in.paths[id]
+		next, old := v.lookForWay(s, v.endpointTo(id), v.tables.VTEP(id).Addr), &in.paths[id]
 		if (next.path == nil) != (old.path == nil) || next.config != old.config {
 			*old, changed = next, true
 		}
@@ -79,9 +79,8 @@ func (v *VTEP) lookForWays(ids []fdb.VTEPID) (changed bool) {
 	return changed
 }
 
-// lookForWay finds out how superframes go to the VTEP at a.
-func (v *VTEP) lookForWay(s *inject.Survey, a netip.Addr) way {
-	e := v.endpointFor(a)
+// lookForWay finds out how superframes go from e to the VTEP at a.
+func (v *VTEP) lookForWay(s *inject.Survey, e *underlay.Endpoint, a netip.Addr) way {
 	if e == nil || !v.injection.dev.Usable() {
 		return way{}
 	}
@@ -118,14 +117,14 @@ func (v *VTEP) tellWay(device string, err error) {
 	v.log.Info("superframes go out whole", "device", device)
 }
 
-// wayTo returns how superframes go from e to the VTEP with this number, or nil if they are to be cut. v.change is
-// held.
-func (v *VTEP) wayTo(id fdb.VTEPID, e *underlay.Endpoint) *inject.Path {
+// wayTo returns how superframes go from e to the VTEP with this number, which is at a, or nil if they are to be cut.
+// v.change is held.
+func (v *VTEP) wayTo(id fdb.VTEPID, e *underlay.Endpoint, a netip.Addr) *inject.Path {
 	if int(id) >= len(v.injection.paths) {
 		return nil
 	}
-	// Between a change of the underlay address and the next look at the routes, what is known is of the old one.
-	if w := &v.injection.paths[id]; e != nil && w.config.Local == e.Local {
+	// Between a change of either address and the next look at the routes, what is known is of the old one.
+	if w := &v.injection.paths[id]; e != nil && w.config.Local == e.Local && w.config.Peer == a {
 		return w.path
 	}
 	return nil

@@ -52,6 +52,7 @@ type network struct {
 
 	sandbox *link.Sandbox // nil: the TAP is an interface of the host
 	adopted bool          // the sandbox was there before
+	guarded guarded
 
 	// As v.networks: guarded by VTEP.mu, and written with VTEP.change held.
 	peers    []netip.Addr
@@ -76,6 +77,7 @@ func (v *VTEP) newNetwork(c Network) (*network, error) {
 		Counters:  new(forward.Counters),
 		Limit:     forward.NewLimiter(c.FloodRate, c.FloodBurst),
 	}
+	n.fwd.SetMSS(c.MSS)
 	return n, nil
 }
 
@@ -221,6 +223,7 @@ func machineID() []byte {
 // names of the network's fields begin with in errors.
 func (v *VTEP) up(n *network, at string) error {
 	if n.sandbox != nil {
+		v.guard(n)
 		var missing link.Missing // containers that are gone
 		if _, err := n.sandbox.Repair(v.layout(n)); err != nil && !errors.As(err, &missing) {
 			return &HostError{at + "sandbox", err}

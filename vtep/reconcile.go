@@ -31,6 +31,7 @@ func (v *VTEP) reconcile(ctx context.Context) {
 		}
 		begin := time.Now()
 		_, err := v.Reconcile()
+		v.tellSilent()
 		wait = min(max(reconcileEvery, reconcileShare*time.Since(begin)), reconcileMost)
 		now := ""
 		if err != nil {
@@ -84,6 +85,10 @@ func (v *VTEP) healKernel(n *network) (healed int, err error) {
 	if renamed {
 		healed++
 	}
+	if v.guard(n) {
+		healed++
+	}
+	v.countGuarded(n)
 	k, err := n.sandbox.Repair(v.layout(n))
 	healed += k
 	var missing link.Missing
@@ -156,7 +161,7 @@ func (v *VTEP) refit(n *network, a *attachment) {
 		if ns.ID() != a.ns {
 			return link.Connected{}, fmt.Errorf("%s leads to another container now", a.NetNS)
 		}
-		return n.sandbox.Connect(ns, v.veth(n, &a.Attachment), false)
+		return n.sandbox.Connect(ns, v.veth(n, a), false)
 	}()
 	switch {
 	case errors.Is(err, link.ErrNotConnected):
@@ -164,7 +169,7 @@ func (v *VTEP) refit(n *network, a *attachment) {
 	case err != nil:
 		next.stale, next.problem = true, "the container's interface could not be brought up to date: "+err.Error()
 	default:
-		next.iface, next.mtu, next.problem = got.Interface, n.fwd.MTU(), got.Note
+		next.iface, next.mtu, next.problem, next.lowered = got.Interface, n.fwd.MTU(), got.Note, got.Lowered
 	}
 	n.keep(v, &next)
 }
@@ -174,7 +179,7 @@ func (v *VTEP) healDestinations() int {
 	v.change.Lock()
 	defer v.change.Unlock()
 	for id := fdb.VTEPID(0); int(id) < v.tables.VTEPs(); id++ {
-		if int(id) >= len(v.dests) || v.dests[id].Endpoint != v.endpointFor(v.tables.VTEP(id).Addr) {
+		if int(id) >= len(v.dests) || v.dests[id].Endpoint != v.endpointTo(id) {
 			v.publishDestinations()
 			return 1
 		}

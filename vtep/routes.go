@@ -4,76 +4,122 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/overlayd/overlayd/dataplane/fdb"
+	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/dataplane/mtu"
 	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 	"github.com/overlayd/overlayd/vtep/underlay"
 )
 
 // fallbackPath is assumed of a peer that no route leads to: Ethernet's MTU. Nothing can be sent to it anyway.
 const fallbackPath mtu.PathMTU = 1500
 
-// readRoutes looks up the route to every VTEP, notes what it finds and sets what each path carries.
+// remote is how one VTEP is reached.
+type remote struct {
+	local netip.Addr // outer source of what goes there; invalid if that is not known
+	// fits is what the interfaces of its networks are to fit: what the path is settled on, or what the route carries.
+	fits mtu.PathMTU
+}
+
+// readRoutes looks up the route to every VTEP, and has all that depends on it follow. v.change is held.
 func (v *VTEP) readRoutes() {
 	ids := make([]fdb.VTEPID, v.tables.VTEPs())
 	for i := range ids {
 		ids[i] = fdb.VTEPID(i)
 	}
+	v.look(ids...)
+}
+
+// look is readRoutes for some.
+func (v *VTEP) look(ids ...fdb.VTEPID) {
 	if v.lookAt(ids) {
 		v.publishDestinations()
 	}
+	for _, n := range v.networks {
+		v.followMTU(n)
+	}
 }
 
-// lookAt is readRoutes for some. It reports whether the destinations have to be published anew.
-func (v *VTEP) lookAt(ids []fdb.VTEPID) bool {
+// lookAt notes how some VTEPs are reached and sets what the paths carry. It reports whether the destinations have to be
+// published anew.
+func (v *VTEP) lookAt(ids []fdb.VTEPID) (changed bool) {
 	found := make([]PeerStatus, 0, len(ids))
 	for _, id := range ids {
+		before, e := v.tables.VTEP(id).Addr, v.endpointTo(id)
 		found = append(found, v.readRoute(id))
+		changed = changed || v.tables.VTEP(id).Addr != before || v.endpointTo(id) != e
 	}
 	v.mu.Lock()
 	for _, s := range found {
 		v.peers[s.Address] = s
 	}
 	v.mu.Unlock()
-	return v.lookForWays(ids)
+	return v.lookForWays(ids) || changed
 }
 
+// readRoute looks up the route to one VTEP and publishes where it is reached.
 func (v *VTEP) readRoute(id fdb.VTEPID) PeerStatus {
-	p, path := v.tables.VTEP(id).Addr, v.tables.VTEP(id).Path
-	family := mtu.FamilyOf(p)
-	s := PeerStatus{Address: p, Overhead: mtu.Overhead(family, 0)}
-	if r, err := link.RouteTo(p); err != nil {
+	for int(id) >= len(v.remotes) {
+		v.remotes = append(v.remotes, remote{fits: fallbackPath})
+	}
+	at, to := v.tables.VTEP(id), &v.remotes[id]
+	a := forward.VTEPAddress{Addr: at.Name, Path: at.Path, Accept: v.nodes[at.Name].Candidates}
+	c, probed := v.choices[at.Name]
+	if probed {
+		a.Addr, a.Accept = c.Remote, c.Accept
+	}
+	s := PeerStatus{Address: at.Name, Remote: a.Addr, Learned: LearnedRoute}
+	r, err := v.route(a.Addr)
+	s.Device, s.UnderlayMTU, to.local = r.Device, r.MTU, r.Src
+	switch {
+	case err != nil:
 		s.Problem = err.Error()
-	} else {
-		s.Device, s.UnderlayMTU = r.Device, r.MTU
-		if v.isOurs(r.Device) {
-			s.Problem = fmt.Sprintf("the route to %v leads into %s, that is into the overlay itself: give the overlay addresses that no peer has", p, r.Device)
-		} else {
-			path = mtu.PathMTU(r.MTU)
+		if e := v.endpointFor(a.Addr); e != nil {
+			to.local = e.Local
 		}
+	case probed && c.Learned == pathmtu.LearnedProbe:
+		s.Learned = LearnedProbe
+		a.Path = min(c.Path, mtu.PathMTU(r.MTU))
+		to.fits = v.settle(to.fits, &c, mtu.PathMTU(r.MTU))
+	case v.prober == nil || probed && c.Settled:
+		// Nothing can be proven, so that what the kernel has been told is better than nothing.
+		a.Path = mtu.PathMTU(r.Learned)
+		to.fits = a.Path
+	default:
+		a.Path = mtu.PathMTU(r.MTU)
+		to.fits = a.Path
 	}
-	if e := v.endpointFor(p); e != nil {
-		s.Local = e.Local
+	if err == nil {
+		v.tellDevice(&r)
 	}
-	overlay, err := mtu.OverlayOf(path, family)
-	if err != nil && s.Problem == "" {
+	family := mtu.FamilyOf(a.Addr)
+	s.Local, s.PathMTU, s.Overhead = to.local, a.Path, mtu.Overhead(family, 0)
+	if s.OverlayMTU, err = mtu.OverlayOf(a.Path, family); err != nil && s.Problem == "" {
 		s.Problem = err.Error()
 	}
-	s.OverlayMTU = overlay
-	v.tables.SetPath(id, path)
+	v.tables.SetVTEP(id, a)
 	return s
+}
+
+// settle returns what interfaces are to fit on a path that is probed, when they fitted old so far. While a path is being
+// searched they stay as they are; one on which nobody answers any more counts with its route.
+func (v *VTEP) settle(old mtu.PathMTU, c *pathmtu.Choice, route mtu.PathMTU) mtu.PathMTU {
+	switch {
+	case c.State != pathmtu.StateReachable:
+		return route
+	case c.Settled:
+		return min(c.Path, route)
+	}
+	return min(old, route)
 }
 
 // isOurs reports whether dev is the TAP of a network, among the interfaces of the host.
 func (v *VTEP) isOurs(dev string) bool {
-	for _, n := range v.networks {
-		if n.cfg.Device == dev && !n.cfg.Sandbox {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(v.all(), func(n *network) bool { return n.cfg.Device == dev && !n.cfg.Sandbox })
 }
 
 // overlayMTU returns the MTU of n: what the operator fixed, or what fits the path to every peer.
@@ -83,7 +129,7 @@ func (v *VTEP) overlayMTU(n *network) (mtu.OverlayMTU, error) {
 	}
 	var least mtu.OverlayMTU
 	for i, p := range n.peers {
-		m, err := mtu.OverlayOf(v.tables.VTEP(n.members[i]).Path, mtu.FamilyOf(p))
+		m, err := v.fitting(n.members[i])
 		if err != nil {
 			return 0, fmt.Errorf("deriving the MTU: the path to %v: %w", p, err)
 		}
@@ -91,27 +137,39 @@ func (v *VTEP) overlayMTU(n *network) (mtu.OverlayMTU, error) {
 			least = m
 		}
 	}
-	if least == 0 { // a network without peers
-		return mtu.OverlayOf(v.pathWithoutPeers(n), mtu.FamilyOf(v.endpoints[0].Local))
+	if least == 0 {
+		return v.mtuWithoutPeers(n)
 	}
 	return least, nil
 }
 
-// pathWithoutPeers is what the paths of a network will probably carry once it has peers: what the underlay device
-// does, so that containers need not be told otherwise then.
-func (v *VTEP) pathWithoutPeers(n *network) mtu.PathMTU {
+// fitting returns the MTU that fits the path to a VTEP.
+func (v *VTEP) fitting(id fdb.VTEPID) (mtu.OverlayMTU, error) {
+	return mtu.OverlayOf(v.remotes[id].fits, mtu.FamilyOf(v.tables.VTEP(id).Addr))
+}
+
+// mtuWithoutPeers is what the paths of a network will probably carry once it has peers, so that containers need not be
+// told otherwise then: what the underlay device does, and the paths to the nodes that are probed already.
+func (v *VTEP) mtuWithoutPeers(n *network) (mtu.OverlayMTU, error) {
+	local := v.endpoints[0].Local
+	path := fallbackPath
 	if n.sandbox == nil {
-		return fallbackPath
+		return mtu.OverlayOf(path, mtu.FamilyOf(local))
 	}
-	dev, ok := link.HasAddress(v.endpoints[0].Local)
-	if !ok {
-		return fallbackPath
+	if dev, ok := link.HasAddress(local); ok && dev != "lo" {
+		if m, err := link.MTU(dev); err == nil {
+			path = mtu.PathMTU(m)
+		}
 	}
-	m, err := link.MTU(dev)
-	if err != nil || dev == "lo" {
-		return fallbackPath
+	least, err := mtu.OverlayOf(path, mtu.FamilyOf(local))
+	for _, c := range v.choices {
+		if c.Settled && c.Learned == pathmtu.LearnedProbe && c.State == pathmtu.StateReachable {
+			if m, err := mtu.OverlayOf(c.Path, mtu.FamilyOf(c.Remote)); err == nil {
+				least = min(least, m)
+			}
+		}
 	}
-	return mtu.PathMTU(m)
+	return least, err
 }
 
 // gsoMaxSize returns the gso_max_size of the interfaces of n, or 0 if that is to stay as it is.
@@ -131,6 +189,7 @@ func (v *VTEP) followMTU(n *network) {
 
 // applyMTU brings the TAP of n to the MTU that the paths carry now.
 func (v *VTEP) applyMTU(n *network) error {
+	v.warnFixed(n)
 	m, err := v.overlayMTU(n)
 	if err != nil {
 		return err
@@ -178,13 +237,21 @@ func (v *VTEP) warnMTU(n *network, m mtu.OverlayMTU) {
 			break
 		}
 	}
+}
+
+// warnFixed says which paths carry less than an MTU that the operator fixed.
+func (v *VTEP) warnFixed(n *network) {
 	if n.cfg.MTU == 0 {
 		return
 	}
 	for i, p := range n.peers {
-		if fits, err := mtu.OverlayOf(v.tables.VTEP(n.members[i]).Path, mtu.FamilyOf(p)); err == nil && m > fits {
-			v.log.Warn("the fixed MTU is larger than what the path carries: large frames will be dropped; lower it or leave mtu out",
-				"network", n.cfg.Name, "mtu", m, "peer", p, "fits", fits)
+		topic := fixedTopic(n.cfg.Name, p)
+		fits, err := v.fitting(n.members[i])
+		if err != nil || n.cfg.MTU <= fits {
+			delete(v.told, topic)
+		} else if v.tell(topic, fmt.Sprint(fits)) {
+			v.log.Warn("the fixed MTU is larger than what the path carries: TCP is cut to what fits, senders of other large packets are told, and those that do not listen lose them; lower it or leave mtu out",
+				"network", n.cfg.Name, "mtu", n.cfg.MTU, "peer", p, "fits", fits)
 		}
 	}
 }

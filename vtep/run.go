@@ -40,6 +40,10 @@ func (v *VTEP) Run(ctx context.Context) (err error) {
 	}
 	g.Go(func() error { v.watch(ctx, changes); return nil })
 	g.Go(func() error { v.age(ctx); return nil })
+	if v.prober != nil {
+		g.Go(func() error { return v.prober.Run(ctx) })
+		g.Go(func() error { v.followPaths(ctx); return nil })
+	}
 	g.Go(func() error { v.reconcile(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -69,7 +73,7 @@ func (v *VTEP) startWorkers(g *errgroup.Group) ([]*worker, error) {
 			}
 		}
 		for _, e := range v.endpoints {
-			if err := w.add(w.newInlet(e.Receivers[i])); err != nil {
+			if err := w.add(w.newInlet(e, i)); err != nil {
 				return workers, err
 			}
 		}
@@ -134,10 +138,13 @@ func (v *VTEP) watch(ctx context.Context, changes <-chan struct{}) {
 func (v *VTEP) follow() {
 	v.change.Lock()
 	defer v.change.Unlock()
+	for name := range v.nodes {
+		v.lookForSources(name)
+	}
 	v.followAddresses()
 	v.readRoutes()
-	for _, n := range v.networks {
-		v.followMTU(n)
+	if v.prober != nil {
+		v.prober.RoutesChanged()
 	}
 }
 
@@ -150,7 +157,7 @@ func (v *VTEP) followAddresses() {
 		return
 	}
 	for _, e := range opened {
-		if err := v.onWorkers(func(w *worker) error { return w.add(w.newInlet(e.Receivers[w.index])) }); err != nil {
+		if err := v.onWorkers(func(w *worker) error { return w.add(w.newInlet(e, w.index)) }); err != nil {
 			v.log.Error("the new underlay address cannot be received from", "address", e.Local, "error", err)
 			continue
 		}

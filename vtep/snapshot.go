@@ -12,6 +12,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 	"github.com/overlayd/overlayd/vtep/underlay"
 )
 
@@ -50,9 +51,10 @@ func (v *VTEP) Networks() []NetworkStatus {
 	networks := v.all()
 	out := make([]NetworkStatus, 0, len(networks))
 	for _, n := range networks {
+		v.countGuarded(n)
 		s := NetworkStatus{
 			Name: n.cfg.Name, VNI: n.cfg.VNI, Device: n.cfg.Device, MAC: n.fwd.LocalMAC,
-			MTU: n.fwd.MTU(), MTUDerived: n.cfg.MTU == 0,
+			MTU: n.fwd.MTU(), MTUDerived: n.cfg.MTU == 0, MSS: n.cfg.MSS,
 			Addresses: slices.Clone(n.cfg.Addresses), Gateways: slices.Clone(n.cfg.Gateways),
 			Learning: n.cfg.Learning, AllowNested: n.cfg.AllowNested, Isolate: n.cfg.Isolate,
 			FDBEntries: n.fwd.FDB.Len(), Healed: n.healed.Load(),
@@ -97,6 +99,8 @@ func countersOf(c *forward.Counters) Counters {
 		TAPIn: traffic(&c.TAPIn), TAPOut: traffic(&c.TAPOut),
 		UnderlayIn: traffic(&c.UnderlayIn), UnderlayOut: traffic(&c.UnderlayOut),
 		Created: c.Created.Load(), Suppressed: c.Suppressed.Load(),
+		MSSClamped: c.MSSClamped.Load(), ICMPSent: c.ICMPSent.Load(), ICMPLimited: c.ICMPLimited.Load(),
+		Fragmented: c.Fragmented.Load(), Resegmented: c.Resegmented.Load(), Split: c.Split.Load(),
 	}
 	for r := range forward.NumReasons {
 		out.Drops[r], _ = c.Drops.Get(r)
@@ -117,7 +121,7 @@ func (v *VTEP) FDB(name string) ([]FDBEntry, error) {
 		if row.Local {
 			row.VTEP = v.here()
 		} else {
-			row.VTEP = v.tables.VTEP(e.VTEP).Addr
+			row.VTEP = v.tables.VTEP(e.VTEP).Name
 		}
 		if !e.Static && now > e.LastSeen {
 			row.Age = time.Duration(now-e.LastSeen) * time.Second
@@ -140,6 +144,10 @@ func (v *VTEP) here() netip.Addr {
 
 // Peers returns what is known of every remote VTEP that takes part in a network, sorted by address.
 func (v *VTEP) Peers() []PeerStatus {
+	probed, unprobed := v.probed(), StateNotProbed
+	if v.prober != nil {
+		unprobed = pathmtu.StateUnanswered.String() // the prober has not come to it
+	}
 	v.sendMu.RLock()
 	errs := map[netip.Addr]underlay.PeerError{}
 	for _, e := range v.endpoints {
@@ -160,12 +168,18 @@ func (v *VTEP) Peers() []PeerStatus {
 	for a, in := range networks {
 		s := v.peers[a]
 		s.Networks = in
+		s.Candidates = []CandidateStatus{{
+			Remote: s.Remote, Local: s.Local, Origin: pathmtu.OriginStated.String(), State: unprobed, PathMTU: s.PathMTU, Chosen: true,
+		}}
+		if i, ok := slices.BinarySearchFunc(probed, a, func(p pathmtu.PeerStatus, a netip.Addr) int { return p.Peer.Compare(a) }); ok {
+			s.Candidates = candidatesOf(&probed[i])
+		}
 		if id, ok := v.tables.Lookup(a); ok {
 			if heard := v.tables.VTEP(id).Heard(); heard != 0 {
 				s.Heard = v.start.Add(time.Duration(heard))
 			}
 		}
-		if pe, ok := errs[a]; ok && s.Problem == "" && time.Since(pe.Time) < peerErrorAge && pe.Time.After(s.Heard) {
+		if pe, ok := errs[s.Remote]; ok && s.Problem == "" && time.Since(pe.Time) < peerErrorAge && pe.Time.After(s.Heard) {
 			s.Problem = icmpProblem(pe.Err)
 		}
 		out = append(out, s)
@@ -186,6 +200,7 @@ func (v *VTEP) Drops() []DropCount {
 		}
 	}
 	for _, n := range v.all() {
+		v.countGuarded(n)
 		add(n.cfg.Name, &n.fwd.Counters.Drops)
 	}
 	add("", &v.drops)

@@ -30,6 +30,12 @@ type Counters struct {
 	UnderlayIn, UnderlayOut Traffic
 	Created                 uint64 // extra copies of replicated frames and extra segments
 	Suppressed              uint64 // ARP and ND requests answered from the table
+	MSSClamped              uint64 // SYNs whose MSS was lowered
+	ICMPSent                uint64 // errors that told a station what the path carries
+	ICMPLimited             uint64 // errors that were not sent, for the rate
+	Fragmented              uint64 // IPv4 packets that were cut into fragments
+	Resegmented             uint64 // TCP superframes that were cut smaller than asked
+	Split                   uint64 // single TCP segments that were cut
 	Drops                   [forward.NumReasons]uint64
 }
 
@@ -42,7 +48,8 @@ type NetworkStatus struct {
 	Backend     string // "vnet" or "water"
 	Queues      int
 	MTU         mtu.OverlayMTU
-	MTUDerived  bool // false when the operator fixed it
+	MTUDerived  bool    // false when the operator fixed it
+	MSS         mtu.MSS // fixed by the operator; 0 = as each path leaves
 	Addresses   []netip.Prefix
 	Peers       []netip.Addr
 	Learning    bool
@@ -69,15 +76,19 @@ type FDBEntry struct {
 
 // PeerStatus is one remote VTEP.
 type PeerStatus struct {
-	Address     netip.Addr
+	Address     netip.Addr // names it
+	Remote      netip.Addr // datagrams go there
 	Local       netip.Addr // outer source towards it
 	Device      string     // underlay device towards it
 	UnderlayMTU mtu.UnderlayMTU
+	PathMTU     mtu.PathMTU
+	Learned     string         // how the path MTU was: LearnedRoute or LearnedProbe
 	Overhead    int            // bytes of encapsulation towards it
 	OverlayMTU  mtu.OverlayMTU // what fits towards it
 	Networks    []string
 	Heard       time.Time // when the last datagram came from it; zero if none has
 	Problem     string    // why it cannot be reached now (no route); "" when nothing is known against it
+	Candidates  []CandidateStatus
 }
 
 // DropCount is one reason's sum.

@@ -36,7 +36,19 @@ func (p *pair) startBoth(t *testing.T, family string, disable ...string) [2]*hos
 	t.Helper()
 	var hosts [2]*host
 	for i := range hosts {
-		hosts[i] = p.startAt(t, i, Config{Networks: []Network{blue(i, family)}, Disable: disable, Queues: 2})
+		p.enter(t, i)
+		hosts[i] = startHost(t)
+		hosts[i].must(request{Op: "new", Config: &Config{Networks: []Network{blue(i, family)}, Disable: disable, Queues: 2}})
+	}
+	for _, h := range hosts { // once both can be asked, so that neither waits before it asks again
+		h.tell("run")
+	}
+	for _, h := range hosts {
+		// While a path is searched, a packet may be sent back to be made smaller.
+		linktest.Await(t, "settled path", func() bool {
+			at := h.path()
+			return at.Settled && (at.Learned == LearnedProbe || slices.Contains(disable, FeaturePathProbes))
+		})
 	}
 	return hosts
 }
@@ -150,9 +162,9 @@ func TestTrafficWithEachFeatureOff(t *testing.T) {
 					if heard := time.Since(peers[0].Heard); heard < 0 || heard > time.Minute {
 						t.Errorf("heard %v ago", heard)
 					}
-					peers[0].Heard = time.Time{}
+					peers[0].Heard, peers[0].Learned, peers[0].Candidates = time.Time{}, "", nil
 					if want := (PeerStatus{
-						Address: ends[1-i], Local: ends[i], Device: "eth0", UnderlayMTU: 1500,
+						Address: ends[1-i], Remote: ends[1-i], Local: ends[i], Device: "eth0", UnderlayMTU: 1500, PathMTU: 1500,
 						Overhead: overhead, OverlayMTU: mtu.OverlayMTU(m), Networks: []string{"blue"},
 					}); fmt.Sprint(peers[0]) != fmt.Sprint(want) {
 						t.Errorf("peer %+v, want %+v", peers[0], want)

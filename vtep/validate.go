@@ -18,16 +18,14 @@ func (c *Config) validate() error {
 	if c.Queues < 0 || c.Queues > 64 {
 		return &ConfigError{"queues", fmt.Errorf("%d is out of range: choose 1 to 64, or leave it out", c.Queues)}
 	}
-	local := map[mtu.Family]netip.Addr{}
 	for i, a := range c.Underlay.Addresses {
 		field := fmt.Sprintf("underlay.addresses[%d]", i)
 		if err := unicast(a); err != nil {
 			return &ConfigError{field, err}
 		}
-		if other := local[mtu.FamilyOf(a)]; other.IsValid() {
-			return &ConfigError{field, fmt.Errorf("%v is a second %v address beside %v: state one of each family", a, mtu.FamilyOf(a), other)}
+		if slices.Contains(c.Underlay.Addresses[:i], a) {
+			return &ConfigError{field, fmt.Errorf("%v stands there twice: remove one", a)}
 		}
-		local[mtu.FamilyOf(a)] = a
 	}
 	names, devices, vnis := map[string]int{}, map[string]int{}, map[addr.VNI]int{}
 	for i := range c.Networks {
@@ -40,7 +38,7 @@ func (c *Config) validate() error {
 		if err != nil {
 			return firstConfigError(err)
 		}
-		if err := n.validate(at, local); err != nil {
+		if err := n.validate(at, c.Underlay.Addresses); err != nil {
 			return err
 		}
 	}
@@ -67,11 +65,14 @@ func firstConfigError(err error) error {
 
 // validate checks one network by itself. at is what the names of its fields begin with, and local has the underlay
 // addresses, as far as they are stated.
-func (n *Network) validate(at string, local map[mtu.Family]netip.Addr) error {
+func (n *Network) validate(at string, local []netip.Addr) error {
 	if _, err := addr.NewVNI(uint64(n.VNI)); err != nil {
 		return &ConfigError{at + "vni", err}
 	}
 	if err := n.validateSandbox(at); err != nil {
+		return err
+	}
+	if err := n.validateMSS(at); err != nil {
 		return err
 	}
 	if n.FloodRate < 0 {
@@ -91,6 +92,20 @@ func (n *Network) validate(at string, local map[mtu.Family]netip.Addr) error {
 		if m.MAC.IsMulticast() || m.MAC.IsZero() {
 			return &ConfigError{field + ".mac", fmt.Errorf("%v is not the address of one station", m.MAC)}
 		}
+	}
+	return nil
+}
+
+// leastMSS is the smallest MSS that may be fixed. Linux, as it comes, does not go below it (net.ipv4.tcp_min_snd_mss).
+const leastMSS mtu.MSS = 48
+
+func (n *Network) validateMSS(at string) error {
+	const most = 65495 // of the largest IPv4 packet
+	if n.MSS != 0 && (n.MSS < leastMSS || n.MSS > most) {
+		return &ConfigError{at + "mss", fmt.Errorf("%d is out of range: choose %d to %d, or leave it out to have it follow the paths", n.MSS, leastMSS, most)}
+	}
+	if fits := mtu.MSSOf(n.MTU, mtu.IPv4); n.MTU != 0 && n.MSS > fits {
+		return &ConfigError{at + "mss", fmt.Errorf("%d is more than the %d that the network's fixed MTU of %d leaves: lower it, or leave it out", n.MSS, fits, n.MTU)}
 	}
 	return nil
 }
@@ -143,20 +158,20 @@ func (n *Network) setDefaults() {
 	n.Addresses, n.Gateways = slices.Clone(n.Addresses), slices.Clone(n.Gateways)
 }
 
-func validatePeers(at string, peers []netip.Addr, local map[mtu.Family]netip.Addr) error {
+func validatePeers(at string, peers, local []netip.Addr) error {
 	seen := map[netip.Addr]bool{}
 	for j, p := range peers {
 		field := fmt.Sprintf("%speers[%d]", at, j)
 		if err := unicast(p); err != nil {
 			return &ConfigError{field, err}
 		}
-		l, ok := local[mtu.FamilyOf(p)]
+		sameFamily := func(l netip.Addr) bool { return mtu.FamilyOf(l) == mtu.FamilyOf(p) }
 		switch {
 		case seen[p]:
 			return &ConfigError{field, fmt.Errorf("%v stands there twice: remove one", p)}
-		case len(local) > 0 && !ok:
+		case len(local) > 0 && !slices.ContainsFunc(local, sameFamily):
 			return &ConfigError{field, fmt.Errorf("%v is an %v address, but underlay.addresses has none of that family: add one, or remove the peer", p, mtu.FamilyOf(p))}
-		case l == p:
+		case slices.Contains(local, p):
 			return &ConfigError{field, fmt.Errorf("%v is this host's own underlay address: state remote hosts alone", p)}
 		}
 		seen[p] = true

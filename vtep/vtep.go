@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/dataplane/mtu"
 	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 	"github.com/overlayd/overlayd/vtep/underlay"
 )
 
@@ -73,12 +75,20 @@ type VTEP struct {
 	// by mu or sendMu is written with change held, too, so that its holder reads it without.
 	change  sync.Mutex
 	workers []*worker // those that run; guarded by change
-	// injection is guarded by change, too.
+	// All of these are guarded by change, too.
 	injection injection
+	nodes     map[netip.Addr]Node           // as stated, by what names them
+	sources   map[netip.Addr][]netip.Addr   // of the routes to each node
+	choices   map[netip.Addr]pathmtu.Choice // what path probes say, by what names the VTEP
+	remotes   []remote                      // indexed by VTEPID
+	told      map[string]string             // what the log has been told last, by topic
+
+	prober   *pathmtu.Prober // nil: path probes are off
+	findings findings
 
 	// sendMu is held for reading while a batch is being sent, and for writing to replace what is below.
 	sendMu    sync.RWMutex
-	endpoints []*underlay.Endpoint // at most one of each family
+	endpoints []*underlay.Endpoint
 	dests     []underlay.Destination
 	whole     []int         // as forward.Egress wants it
 	retired   atomic.Uint64 // receive overflow of endpoints that are gone
@@ -120,6 +130,10 @@ func New(cfg Config) (*VTEP, error) {
 		samples:  forward.NewSamples(sampleCount),
 		names:    map[string]*network{},
 		peers:    map[netip.Addr]PeerStatus{},
+		nodes:    map[netip.Addr]Node{},
+		sources:  map[netip.Addr][]netip.Addr{},
+		choices:  map[netip.Addr]pathmtu.Choice{},
+		told:     map[string]string{},
 	}
 	if err := v.open(); err != nil {
 		return nil, errors.Join(err, v.abandon())
@@ -142,6 +156,9 @@ func (v *VTEP) open() error {
 				return &ConfigError{fmt.Sprintf("networks[%d].peers[%d]", i, j), fmt.Errorf("%v is this host's own address: state remote hosts alone", p)}
 			}
 		}
+	}
+	if err := v.openProber(); err != nil {
+		return err
 	}
 	for _, a := range locals {
 		e, err := v.openEndpoint(a)
@@ -208,7 +225,7 @@ func (v *VTEP) Close() error {
 }
 
 // localAddresses returns the configured addresses or, without any, the source address of the route to the
-// first peer of each family that has one.
+// first peer of each family that has one, and those of the routes to the addresses of stated nodes.
 func (v *VTEP) localAddresses() ([]netip.Addr, error) {
 	if a := v.cfg.Underlay.Addresses; len(a) > 0 {
 		return a, nil
@@ -228,6 +245,13 @@ func (v *VTEP) localAddresses() ([]netip.Addr, error) {
 			}
 			byFamily[mtu.FamilyOf(p)] = r.Src
 			order = append(order, r.Src)
+		}
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(v.sources), netip.Addr.Compare) {
+		for _, a := range v.sources[name] {
+			if len(order) < maxDerived && !slices.Contains(order, a) {
+				order = append(order, a)
+			}
 		}
 	}
 	if len(order) == 0 {
@@ -264,6 +288,7 @@ func (v *VTEP) openEndpoint(a netip.Addr) (*underlay.Endpoint, error) {
 		GRO:       v.features.on(FeatureUDPGRO),
 		Batch:     v.features.on(FeatureUDPBatch),
 		Log:       v.log,
+		Hint:      v.hint,
 	}
 	if !v.features.on(FeatureSourcePorts) {
 		c.Sources = 0
@@ -305,14 +330,14 @@ func (v *VTEP) publishDestinations() {
 	v.dests = v.dests[:0:0]
 	for id := fdb.VTEPID(0); int(id) < v.tables.VTEPs(); id++ {
 		a := v.tables.VTEP(id).Addr
-		d := underlay.NewDestination(v.endpointFor(a), a, v.cfg.Underlay.Port)
-		d.Whole = v.wayTo(id, d.Endpoint)
+		d := underlay.NewDestination(v.endpointTo(id), a, v.cfg.Underlay.Port)
+		d.Whole = v.wayTo(id, d.Endpoint, a)
 		v.dests = append(v.dests, d)
 	}
 	v.whole = wholeLimits(v.dests)
 }
 
-// endpointFor returns the endpoint of a's family, or nil.
+// endpointFor returns the first endpoint of a's family, or nil.
 func (v *VTEP) endpointFor(a netip.Addr) *underlay.Endpoint {
 	for _, e := range v.endpoints {
 		if mtu.FamilyOf(e.Local) == mtu.FamilyOf(a) {

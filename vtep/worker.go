@@ -3,6 +3,7 @@ package vtep
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -220,13 +221,14 @@ func (o *outlet) batch() (int, error) {
 // inlet is the ingress half: it receives from one socket and writes to the TAPs.
 type inlet struct {
 	w        *worker
+	local    netip.Addr
 	receiver *underlay.Receiver
 	ingress  *forward.Ingress
 }
 
-func (w *worker) newInlet(r *underlay.Receiver) *inlet {
+func (w *worker) newInlet(e *underlay.Endpoint, i int) *inlet {
 	return &inlet{
-		w: w, receiver: r,
+		w: w, local: e.Local, receiver: e.Receivers[i],
 		ingress: forward.NewIngress(w.v.tables, &w.v.drops, w.v.samples, forward.Options{Port: w.v.cfg.Underlay.Port}),
 	}
 }
@@ -246,6 +248,9 @@ func (in *inlet) turn() error {
 	}
 	in.ingress.Process(in.w.buffers[:k], v.now())
 	v.received.Add(uint64(in.ingress.Datagrams))
+	for i := range in.ingress.Probes {
+		v.receivedProbe(in.local, in.ingress.Probes[i].Remote, in.ingress.Probes[i].Payload)
+	}
 	for i := range in.ingress.Deliveries {
 		d := &in.ingress.Deliveries[i]
 		n := in.w.networks[d.Net]

@@ -50,9 +50,19 @@ func TestRouteTo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := (Route{netip.MustParseAddr(c.src), c.dev, l.Attrs().Index, c.mtu}); r != want {
+		if want := (Route{netip.MustParseAddr(c.src), c.dev, l.Attrs().Index, c.mtu, c.mtu}); r != want {
 			t.Errorf("RouteTo(%s) = %+v, want %+v", c.dst, r, want)
 		}
+	}
+	// What has another source may go another way.
+	rule := netlink.NewRule()
+	rule.Src, rule.Table, rule.Family = ipNet("198.51.100.9/32"), 77, netlink.FAMILY_V4
+	linktest.Must(t, netlink.RuleAdd(rule), netlink.RouteAdd(&netlink.Route{
+		Dst: ipNet("203.0.113.0/26"), LinkIndex: linktest.Device(t, "eth1").Attrs().Index, Table: 77, MTU: 1600, Scope: netlink.SCOPE_LINK,
+	}))
+	if r, err := RouteFrom(netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("203.0.113.1")); err != nil ||
+		r.Src != netip.MustParseAddr("198.51.100.9") || r.Device != "eth1" || r.MTU != 1600 {
+		t.Errorf("by another source: %+v, %v", r, err)
 	}
 	for dst, kind := range map[string]int{"203.0.113.128/26": unix.RTN_BLACKHOLE, "203.0.113.192/26": unix.RTN_PROHIBIT} {
 		if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(dst), Type: kind}); err != nil {

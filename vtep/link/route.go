@@ -17,13 +17,18 @@ type Route struct {
 	Src    netip.Addr // the source address that the kernel would choose
 	Device string     // outgoing device
 	Index  int        // its interface index
-	MTU    mtu.UnderlayMTU
+	// MTU is that of the device, or of the route where one is set there and is smaller.
+	MTU mtu.UnderlayMTU
+	// Learned is MTU or what the kernel has learned from ICMP messages, if that is smaller. Anybody may have sent those.
+	Learned mtu.UnderlayMTU
 }
 
-// RouteTo asks the kernel for its route to dst. The MTU is that of the device, or of the route where one is
-// set there (or was learned by the kernel from an ICMP error) and is smaller. The error names dst and wraps the
-// kernel's answer, such as ENETUNREACH.
-func RouteTo(dst netip.Addr) (Route, error) {
+// RouteTo asks the kernel for its route to dst. The error names dst and wraps the kernel's answer, such as
+// ENETUNREACH.
+func RouteTo(dst netip.Addr) (Route, error) { return RouteFrom(netip.Addr{}, dst) }
+
+// RouteFrom is RouteTo for packets whose source address is src; the zero Addr leaves the choice to the kernel.
+func RouteFrom(src, dst netip.Addr) (Route, error) {
 	dst = dst.Unmap()
 	if !dst.IsValid() || dst.IsUnspecified() || dst.IsMulticast() {
 		return Route{}, fmt.Errorf("find the route to %v: not the address of one host: state the peer's unicast address", dst)
@@ -32,6 +37,9 @@ func RouteTo(dst netip.Addr) (Route, error) {
 		return Route{}, fmt.Errorf("find the route to %v: %w%s", dst, err, routeHint(err))
 	}
 	var opts netlink.RouteGetOptions
+	if src.IsValid() {
+		opts.SrcAddr = src.AsSlice()
+	}
 	if zone := dst.Zone(); zone != "" {
 		l, err := linkByName(zone)
 		if err != nil {
@@ -51,15 +59,32 @@ func RouteTo(dst netip.Addr) (Route, error) {
 	if err != nil {
 		return fail(fmt.Errorf("look up its device, index %d: %w", r.LinkIndex, err))
 	}
-	src, ok := netip.AddrFromSlice(r.Src)
-	if !ok {
-		return fail(fmt.Errorf("device %q has no %v address to send from", l.Attrs().Name, mtu.FamilyOf(dst)))
+	if !src.IsValid() {
+		var ok bool
+		if src, ok = netip.AddrFromSlice(r.Src); !ok {
+			return fail(fmt.Errorf("device %q has no %v address to send from", l.Attrs().Name, mtu.FamilyOf(dst)))
+		}
 	}
-	m := l.Attrs().MTU
+	out := Route{Src: src.Unmap(), Device: l.Attrs().Name, Index: r.LinkIndex, MTU: mtu.UnderlayMTU(l.Attrs().MTU)}
+	out.Learned = out.MTU
 	if r.MTU > 0 {
-		m = min(m, r.MTU)
+		out.Learned = min(out.MTU, mtu.UnderlayMTU(r.MTU))
+		if stated := statedMTU(dst, opts); stated > 0 {
+			out.MTU = min(out.MTU, stated)
+		}
 	}
-	return Route{Src: src.Unmap(), Device: l.Attrs().Name, Index: r.LinkIndex, MTU: mtu.UnderlayMTU(m)}, nil
+	return out, nil
+}
+
+// statedMTU returns the MTU that the table of routes has for dst, or 0 if it has none. What the kernel has learned is not
+// in the table. A kernel that cannot be asked is taken not to have any.
+func statedMTU(dst netip.Addr, opts netlink.RouteGetOptions) mtu.UnderlayMTU {
+	opts.FIBMatch = true
+	routes, err := netlink.RouteGetWithOptions(dst.AsSlice(), &opts)
+	if err != nil || len(routes) == 0 {
+		return 0
+	}
+	return mtu.UnderlayMTU(routes[0].MTU)
 }
 
 // routeHint says what the operator can do about the kernel's refusal to name a route.

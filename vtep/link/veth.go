@@ -36,6 +36,8 @@ type Veth struct {
 	MTU        int
 	TxQueueLen int // frames
 	GSOMaxSize int // as in SetGSOMaxSize, where that can be had; 0 = as it is
+	// Lowered is what the last Connect returned of the routes whose sizes it has lowered, so that they can grow back.
+	Lowered Lowered
 }
 
 // Connected is what came of Connect.
@@ -43,6 +45,8 @@ type Connected struct {
 	Interface string // name in the container
 	Made      bool   // it was not there before
 	Note      string // what is otherwise than asked for, and left so; "" if nothing is
+	// Lowered holds the routes by way of the interface that stated sizes above its MTU, and now do not.
+	Lowered Lowered
 }
 
 // HostEnd returns the name of the end in the sandbox of the veth with this ID.
@@ -193,7 +197,8 @@ func configure(index int, v Veth, out *Connected) error {
 			return err
 		}
 	}
-	return nil
+	out.Lowered, err = fitRoutes(l, v.MTU, v.Lowered)
+	return err
 }
 
 // addAddresses gives the interface its addresses. Those of IPv6 wait for an MTU that carries it.

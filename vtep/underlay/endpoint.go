@@ -37,6 +37,11 @@ type Config struct {
 	GRO       bool
 	Batch     bool // several datagrams a system call
 	Log       *slog.Logger
+	// Hint is told of each ICMP or ICMPv6 message that says that a datagram was too big: to whom it was sent, what the
+	// path is said to carry, in bytes with the IP header, and the beginning of the UDP payload that the message quotes,
+	// as far as it quotes any, valid during the call. Anybody may have sent the message. Hint is called by whoever
+	// sends, so that it must not block. nil: nobody is told.
+	Hint func(remote netip.Addr, path int, quoted []byte)
 }
 
 // Endpoint is one local address of the underlay.
@@ -47,6 +52,8 @@ type Endpoint struct {
 	Missing map[string]error
 
 	log     *slog.Logger
+	port    uint16
+	hint    func(remote netip.Addr, path int, quoted []byte)
 	batch   int // messages a system call
 	sources []int
 	ports   []uint16 // of the sources
@@ -67,7 +74,10 @@ type PeerError struct {
 // Open opens the sockets of an endpoint. The error wraps unix.EADDRINUSE if the port is taken and
 // unix.EADDRNOTAVAIL if no interface has the address.
 func Open(c Config) (*Endpoint, error) {
-	e := &Endpoint{Local: c.Local, Missing: map[string]error{}, log: c.Log, batch: 1, icmp: map[netip.Addr]PeerError{}}
+	e := &Endpoint{
+		Local: c.Local, Missing: map[string]error{}, log: c.Log, port: c.Port, hint: c.Hint, batch: 1,
+		icmp: map[netip.Addr]PeerError{},
+	}
 	if c.Batch {
 		e.batch = maxBatch
 	}
@@ -128,11 +138,16 @@ func (e *Endpoint) receiver(c Config) (int, error) {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 	}
 	err = errors.Join(err, setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer))
+	// A stranger who quotes this port, which everybody knows, must not make the kernel believe in a smaller path: what
+	// only receives takes no ICMP messages about sizes. One that sends too is set otherwise afterwards.
 	if c.Local.Is4() {
-		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1))
+		err = errors.Join(err,
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE))
 	} else {
 		err = errors.Join(err,
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_INTERFACE),
 			// A peer may leave the checksum out (RFC 6935, for tunnels such as this).
 			unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1))
 	}
@@ -268,12 +283,7 @@ func udpSocket(c Config) (int, error) {
 	return fd, nil
 }
 
-func bind(fd int, a netip.Addr, port uint16) error {
-	if a.Is4() {
-		return unix.Bind(fd, &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)})
-	}
-	return unix.Bind(fd, &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)})
-}
+func bind(fd int, a netip.Addr, port uint16) error { return unix.Bind(fd, socketAddress(a, port)) }
 
 // setBuffer asks for more than net.core.*mem_max first, which needs CAP_NET_ADMIN.
 func setBuffer(fd, force, plain, size int) error {

@@ -2,9 +2,7 @@ package underlay
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -303,53 +301,4 @@ func (e *Endpoint) logFailure(errno unix.Errno) {
 		e.log.Warn("the kernel refused to send a datagram; further ones are only counted, as "+forward.SendFailed.String(),
 			"address", e.Local, "error", errno)
 	})
-}
-
-// drainErrors takes the ICMP errors off the socket's error queue and keeps the last one for each peer.
-func (e *Endpoint) drainErrors(fd int) {
-	var data [64]byte
-	var ctl [512]byte
-	for {
-		_, n, _, from, err := unix.Recvmsg(fd, data[:], ctl[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-		if err != nil {
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			return
-		}
-		var peer netip.Addr
-		switch a := from.(type) {
-		case *unix.SockaddrInet4:
-			peer = netip.AddrFrom4(a.Addr)
-		case *unix.SockaddrInet6:
-			peer = netip.AddrFrom16(a.Addr)
-		}
-		if msgs, err := unix.ParseSocketControlMessage(ctl[:n]); err == nil {
-			for _, m := range msgs {
-				if m.Header.Type == unix.IP_RECVERR || m.Header.Type == unix.IPV6_RECVERR {
-					e.noteExtendedError(peer, m.Data)
-				}
-			}
-		}
-	}
-}
-
-// noteExtendedError notes a struct sock_extended_err: the errno, in the host's order, and who says so. What this
-// host says itself, of a datagram that is too big, is the answer to a send and no news of the peer.
-func (e *Endpoint) noteExtendedError(peer netip.Addr, b []byte) {
-	const origin = 4
-	if len(b) > origin && (b[origin] == unix.SO_EE_ORIGIN_ICMP || b[origin] == unix.SO_EE_ORIGIN_ICMP6) {
-		e.notePeerError(peer, unix.Errno(binary.NativeEndian.Uint32(b)))
-	}
-}
-
-// maxPeerErrors bounds what strangers' errors can make us keep.
-const maxPeerErrors = 4096
-
-func (e *Endpoint) notePeerError(peer netip.Addr, errno unix.Errno) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if _, known := e.icmp[peer]; known || len(e.icmp) < maxPeerErrors {
-		e.icmp[peer] = PeerError{Err: errno, Time: time.Now()}
-	}
 }

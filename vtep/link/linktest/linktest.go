@@ -143,6 +143,9 @@ func Device(t testing.TB, name string) netlink.Link {
 func Devices(t testing.TB) (names []string) {
 	t.Helper()
 	links, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) { // something came or went meanwhile
+		links, err = netlink.LinkList()
+	}
 	Must(t, err)
 	for _, l := range links {
 		names = append(names, l.Attrs().Name)

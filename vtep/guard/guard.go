@@ -1,0 +1,239 @@
+package guard
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+
+	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/dataplane/forward"
+)
+
+// Port is the host's end of a container's veth, and what the container may call itself.
+type Port struct {
+	Device    string
+	MAC       addr.MAC
+	Addresses []netip.Addr
+}
+
+// Count is what was dropped for one reason.
+type Count struct {
+	Frames uint64
+	Bytes  uint64 // without what the kernel takes off at ingress: the Ethernet header
+}
+
+const (
+	tableName = "overlayd"
+	// Each port has an empty chain beside that with the rules. Its name holds the digest of the rules, so that whether
+	// they are there is seen without reading them.
+	markPrefix = "rules_"
+)
+
+// reasons are those that frames are dropped for here.
+var reasons = [...]forward.DropReason{
+	forward.SourceSpoofed, forward.ProtocolRefused, forward.SourceIPSpoofed, forward.ARPSpoofed,
+	forward.NDSpoofed, forward.RogueRouter, forward.RogueDHCP,
+}
+
+// Apply makes the rules those for ports and reports whether a port had others before, or none. Ports whose device is not
+// there are passed over, and rules whose device is gone are removed. Devices that have rules and are not mentioned keep
+// them as long as they are there: so a daemon that begins anew leaves no gap. On an error nothing has changed.
+func Apply(ports []Port) (changed bool, err error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("opening nftables: %w", err)
+	}
+	chains, err := chainsOf(conn)
+	if err != nil {
+		return false, err
+	}
+	present, err := devices(ports, chains)
+	if err != nil {
+		return false, err
+	}
+	ports = slices.DeleteFunc(slices.Clone(ports), func(p Port) bool { return !present[p.Device] })
+	missing, stale := compare(chains, ports, present)
+	if !missing && len(stale) == 0 {
+		return false, nil
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: tableName}
+	conn.AddTable(t) // which is no error if it is there, and then keeps its counters
+	if missing {     // all anew
+		stale = slices.DeleteFunc(chains, func(c *nftables.Chain) bool { return unmentioned(c.Name, ports, present) })
+	}
+	for _, c := range stale {
+		conn.FlushChain(c)
+	}
+	for _, c := range stale {
+		conn.DelChain(c)
+	}
+	if !missing {
+		ports = nil
+	}
+	for _, r := range reasons {
+		conn.AddObj(&nftables.CounterObj{Table: t, Name: r.String()})
+	}
+	for i := range ports {
+		conn.AddChain(&nftables.Chain{Table: t, Name: ports[i].mark()})
+		if err := addPort(conn, t, &ports[i]); err != nil {
+			return false, err
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return false, fmt.Errorf("writing the rules for %d ports to nftables: %w", len(ports), err)
+	}
+	return missing, nil
+}
+
+// devices are those of ports and chains that are there. Each is asked for by its name: a list of all may lack some while
+// others come and go.
+func devices(ports []Port, chains []*nftables.Chain) (map[string]bool, error) {
+	out := map[string]bool{}
+	look := func(name string) error {
+		if _, known := out[name]; known {
+			return nil
+		}
+		_, err := netlink.LinkByName(name)
+		var absent netlink.LinkNotFoundError
+		if err != nil && !errors.As(err, &absent) {
+			return fmt.Errorf("looking for the device %s: %w", name, err)
+		}
+		out[name] = err == nil
+		return nil
+	}
+	for _, p := range ports {
+		if err := look(p.Device); err != nil {
+			return nil, err
+		}
+	}
+	for _, c := range chains {
+		if err := look(deviceOf(c.Name)); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// deviceOf returns the device that a chain belongs to.
+func deviceOf(chain string) string {
+	rest, ok := strings.CutPrefix(chain, markPrefix)
+	if !ok {
+		return chain
+	}
+	return rest[:max(0, strings.LastIndexByte(rest, '_'))]
+}
+
+// compare reports whether the rules of a port are missing, and returns the chains that are nobody's.
+func compare(chains []*nftables.Chain, ports []Port, present map[string]bool) (missing bool, stale []*nftables.Chain) {
+	wanted := map[string]bool{}
+	for i := range ports {
+		wanted[ports[i].Device], wanted[ports[i].mark()] = true, true
+	}
+	found := 0
+	for _, c := range chains {
+		switch {
+		case wanted[c.Name]:
+			found++
+		case !unmentioned(c.Name, ports, present):
+			stale = append(stale, c)
+		}
+	}
+	return found < len(wanted), stale
+}
+
+// unmentioned reports whether a chain belongs to a device that is there, but not among ports.
+func unmentioned(chain string, ports []Port, present map[string]bool) bool {
+	device := deviceOf(chain)
+	return present[device] && !slices.ContainsFunc(ports, func(p Port) bool { return p.Device == device })
+}
+
+func chainsOf(conn *nftables.Conn) ([]*nftables.Chain, error) {
+	all, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return nil, fmt.Errorf("listing the chains of nftables: %w", err)
+	}
+	return slices.DeleteFunc(all, func(c *nftables.Chain) bool { return c.Table.Name != tableName }), nil
+}
+
+// version changes with the rules, so that those of another version of this program are replaced.
+const version = 1
+
+// mark is the name of the chain that stands for the port's rules.
+func (p *Port) mark() string {
+	sum := sha256.Sum256(fmt.Appendln(nil, version, p.Device, p.MAC, p.Addresses))
+	return fmt.Sprintf("%s%s_%x", markPrefix, p.Device, sum[:8])
+}
+
+// Counts returns what was dropped so far, by reason; nothing where Apply was never called.
+func Counts() (map[forward.DropReason]Count, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("opening nftables: %w", err)
+	}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return nil, fmt.Errorf("listing the tables of nftables: %w", err)
+	}
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName })
+	if i < 0 {
+		return nil, nil
+	}
+	objects, err := conn.GetObjects(tables[i])
+	if err != nil {
+		return nil, fmt.Errorf("reading the counters of nftables: %w", err)
+	}
+	out := map[forward.DropReason]Count{}
+	for _, o := range objects {
+		name, count, ok := counter(o)
+		if !ok {
+			continue
+		}
+		for _, r := range reasons {
+			if r.String() == name {
+				out[r] = count
+			}
+		}
+	}
+	return out, nil
+}
+
+// counter reads a counter, in whichever of its two forms the library gives it.
+func counter(o nftables.Obj) (name string, c Count, ok bool) {
+	switch o := o.(type) {
+	case *nftables.CounterObj:
+		return o.Name, Count{Frames: o.Packets, Bytes: o.Bytes}, true
+	case *nftables.NamedObj:
+		if c, ok := o.Obj.(*expr.Counter); ok {
+			return o.Name, Count{Frames: c.Packets, Bytes: c.Bytes}, true
+		}
+	}
+	return "", Count{}, false
+}
+
+// Remove takes all rules away, with the counters. That there are none is no error.
+func Remove() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
+	}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return fmt.Errorf("listing the tables of nftables: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == tableName {
+			conn.DelTable(t)
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return errors.Join(errors.New("removing the rules from nftables"), err)
+	}
+	return nil
+}
