@@ -92,7 +92,7 @@ func (n *Node) refound(ctx context.Context, in io.Reader, o Options) (index uint
 	if err != nil {
 		return 0, err
 	}
-	f, err := os.CreateTemp(n.cfg.Dir, "restore.*") // mode 0600
+	f, err := os.CreateTemp(n.cfg.Dir, restorePattern) // mode 0600
 	if err != nil {
 		return 0, err
 	}

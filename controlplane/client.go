@@ -40,29 +40,35 @@ type tlsConn interface {
 // clients holds one HTTP client for each manager that was asked.
 type clients struct {
 	creds *identity.Current
+	all   func(address string) []string // see member.reachedAt
 	mu    sync.Mutex
 	byKey map[manager]*http.Transport
 }
 
-func newClients(creds *identity.Current) *clients {
-	return &clients{creds: creds, byKey: map[manager]*http.Transport{}}
+func newClients(creds *identity.Current, all func(address string) []string) *clients {
+	return &clients{creds: creds, all: all, byKey: map[manager]*http.Transport{}}
 }
 
 // peer returns a client for a manager: what answers at its address has to prove that it is one, though not which. After a
 // restore on the same host it is another one.
 func (c *clients) peer(m manager) peerv1connect.PeerServiceClient {
+	return peerv1connect.NewPeerServiceClient(c.http(m), "https://"+m.Address, connect.WithReadMaxBytes(maxMessage))
+}
+
+func (c *clients) http(m manager) *http.Client {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.byKey[m]
 	if t == nil {
 		t = transport(func() *tls.Config {
 			return c.creds.ClientTLS(identity.Expect{Role: statev1.Role_ROLE_MANAGER})
-		})
+		}, c.all)
 		c.byKey[m] = t
 	}
-	return peerv1connect.NewPeerServiceClient(&http.Client{Transport: t}, "https://"+m.Address, connect.WithReadMaxBytes(maxMessage))
+	return &http.Client{Transport: t}
 }
 
+// close has what is asked from now on asked over new connections. Those that are in use end with what they are used for.
 func (c *clients) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -72,15 +78,16 @@ func (c *clients) close() {
 	clear(c.byKey)
 }
 
-// transport speaks HTTP/2 over connections that are made with what config returns at that moment.
-func transport(config func() *tls.Config) *http.Transport {
+// transport speaks HTTP/2 over connections that are made with what config returns at that moment, to the first address to
+// answer of those that all returns for the one that is asked for.
+func transport(config func() *tls.Config, all func(address string) []string) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	return &http.Transport{
 		Protocols: protocols,
 		HTTP2:     &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		DialTLSContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return wire.Dial(ctx, address, config(), protocolAPI)
+			return wire.DialAny(ctx, all(address), config(), protocolAPI)
 		},
 		IdleConnTimeout: time.Minute,
 	}
@@ -98,7 +105,8 @@ func (m *member) managers() []manager {
 	if len(out) == 0 {
 		m.localMu.Lock()
 		for _, x := range m.local.Managers {
-			if x.ID != m.local.NodeID {
+			// The first of its addresses stands for all: see reachedAt.
+			if x.ID != m.local.NodeID && !slices.ContainsFunc(out, func(o manager) bool { return o.ID == x.ID }) {
 				out = append(out, x)
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/overlayd/overlayd/controlplane/consensus"
 )
@@ -61,6 +62,28 @@ func (c *Config) identityDir() string { return filepath.Join(c.Dir, "identity") 
 func (c *Config) raftDir() string     { return filepath.Join(c.Dir, "raft") }
 func (c *Config) localFile() string   { return filepath.Join(c.Dir, "node.json") }
 func (c *Config) copyFile() string    { return filepath.Join(c.Dir, "copy.pb") }
+
+// restorePattern is what a backup is called while it is read.
+const restorePattern = "restore.*"
+
+// tidy removes what a crash has left of files that were being written.
+func (c *Config) tidy() error {
+	entries, err := os.ReadDir(c.Dir)
+	if err != nil {
+		return fmt.Errorf("control plane: look for unfinished files: %w", err)
+	}
+	for _, e := range entries {
+		for _, pattern := range []string{restorePattern, filepath.Base(c.localFile()) + ".*", filepath.Base(c.copyFile()) + ".*"} {
+			if !strings.HasPrefix(e.Name(), strings.TrimSuffix(pattern, "*")) {
+				continue
+			}
+			if err := os.Remove(filepath.Join(c.Dir, e.Name())); err != nil {
+				return fmt.Errorf("control plane: remove an unfinished file: %w", err)
+			}
+		}
+	}
+	return nil
+}
 
 // checkAddresses looks at candidate underlay addresses.
 func checkAddresses(addresses []netip.Addr) error {

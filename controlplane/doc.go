@@ -16,7 +16,11 @@
 //
 // Node.Run is the goroutine that owns a membership. It starts, for as long as that lasts: the listener of the control port
 // and the HTTP server on it, acceptRaft, the gossip, and the loops role, sync, copy, keys and renewal; a seat adds the loop
-// lead, a goroutine that waits for Raft to fail, and those of Raft itself. All of them end with Run.
+// lead, a goroutine that waits for Raft to fail, and those of Raft itself; the loop meet has one for its first exchange of the
+// gossip. All of them end with Run.
+//
+// Beside the services of the API between nodes the control port answers two short questions in JSON: whether a node is a
+// member still, which may be asked without a certificate (removed.go), and of managers how new the secrets are (secrets.go).
 //
 // The package must not import vtep: the seam is Node.Watch, whose updates are serialisable.
 package controlplane

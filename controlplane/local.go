@@ -89,10 +89,19 @@ func writeFile(file string, b []byte) (err error) {
 
 // hostPort is the address of a port of a node, at its preferred address.
 func hostPort(n *statev1.Node, port uint32) string {
-	if len(n.GetAddresses()) == 0 {
-		return ""
+	if all := hostPorts(n, port); len(all) > 0 {
+		return all[0]
 	}
-	return net.JoinHostPort(n.Addresses[0], strconv.Itoa(int(port)))
+	return ""
+}
+
+// hostPorts are the addresses of a port of a node, the preferred one first.
+func hostPorts(n *statev1.Node, port uint32) []string {
+	var out []string
+	for _, a := range n.GetAddresses() {
+		out = append(out, net.JoinHostPort(a, strconv.Itoa(int(port))))
+	}
+	return out
 }
 
 func managersFromWire(in []*peerv1.Manager) []manager {

@@ -58,6 +58,7 @@ type member struct {
 	gone    chan struct{}                      // closed when the node is no member any more
 	once    sync.Once                          // closes gone
 	gossip  atomic.Pointer[gossip.Gossip]
+	meeting sync.WaitGroup              // for the first exchange of the gossip
 	raftTo  atomic.Pointer[streamLayer] // takes the Raft connections that come in
 }
 
@@ -71,7 +72,7 @@ func newMember(n *Node, l *local, creds *identity.Credentials) *member {
 		unsaved: make(chan struct{}, 1),
 		gone:    make(chan struct{}),
 	}
-	m.peers = newClients(m.creds)
+	m.peers = newClients(m.creds, m.reachedAt)
 	return m
 }
 
@@ -139,6 +140,7 @@ func (m *member) run(ctx context.Context, started func(error)) (err error) {
 	defer func() {
 		m.gossip.Store(nil)
 		err = errors.Join(err, g.Close())
+		m.meeting.Wait()
 	}()
 	group.Go(func() error { return ended("the gossip", g.Run(ctx), ctx) })
 
@@ -261,9 +263,10 @@ func (m *member) roleLoop(ctx context.Context, listener *wire.Listener) error {
 		case <-ctx.Done():
 			return nil
 		}
+		index := m.node.replica.Index() // before the look: what is found is of this index at least
 		self := m.node.replica.Node(m.local.NodeID)
 		switch {
-		case m.node.replica.Index() < max(m.joined(), 1): // from before this node was a member
+		case index < max(m.joined(), 1): // from before this node was a member
 		case self == nil:
 			m.log.Warn("this node was removed from the cluster: it forgets its keys and stops forwarding for it")
 			m.dismissed(ctx)

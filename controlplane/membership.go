@@ -210,7 +210,7 @@ func joinOnce(ctx context.Context, t identity.Token, remotes []string, req *peer
 		if _, _, err := net.SplitHostPort(remote); err != nil {
 			remote = net.JoinHostPort(remote, strconv.Itoa(DefaultControlPort))
 		}
-		tr := transport(func() *tls.Config { return identity.JoinTLS(t) })
+		tr := transport(func() *tls.Config { return identity.JoinTLS(t) }, only)
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		res, err := peerv1connect.NewJoinServiceClient(&http.Client{Transport: tr}, "https://"+remote, connect.WithReadMaxBytes(maxMessage)).Join(ctx, proto.CloneOf(req))
 		cancel()

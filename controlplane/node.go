@@ -51,6 +51,9 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
+	if err := cfg.tidy(); err != nil {
+		return nil, err
+	}
 	n := &Node{cfg: cfg, log: cfg.Log, replica: state.NewReplica(), begin: make(chan *attempt)}
 	n.hub = newHub(n.whole)
 	l, err := loadLocal(cfg.localFile())

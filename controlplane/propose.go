@@ -5,6 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,6 +28,8 @@ const (
 	// retryAfter is the first wait before a command is proposed again; it doubles up to maxRetryAfter.
 	retryAfter    = 50 * time.Millisecond
 	maxRetryAfter = time.Second
+	// carryOnTime bounds the question to another manager whether it works.
+	carryOnTime = 2 * time.Second
 )
 
 // Refusal is why the managers refused a command. The state is as it was before.
@@ -167,7 +172,7 @@ func (s *seat) decide(ctx context.Context, c *statev1.Command) (*statev1.Result,
 	}
 	if id := losesVoter(c); id != "" && s.raft.IsLeader() {
 		if n := s.store.Node(id); n != nil && n.Role == statev1.Role_ROLE_MANAGER {
-			if err := s.raft.CanLose(id); err != nil {
+			if err := s.canLose(ctx, id); err != nil {
 				return &statev1.Result{Error: &statev1.Error{Kind: statev1.Error_KIND_REFUSED, Message: err.Error()}}, nil
 			}
 		}
@@ -183,6 +188,54 @@ func (s *seat) decide(ctx context.Context, c *statev1.Command) (*statev1.Result,
 		return result, nil
 	}
 	return result, err
+}
+
+// canLose returns an error if the cluster could make no changes any more without a manager. That it is the last one, the
+// state says better.
+func (s *seat) canLose(ctx context.Context, id string) error {
+	if len(s.managers()) == 1 {
+		return nil
+	}
+	err := s.raft.CanLose(id)
+	if err == nil {
+		err = s.carryOn(ctx, id)
+	}
+	if err == nil {
+		return nil
+	}
+	text := err.Error() // Raft knows no names
+	for _, n := range s.store.Nodes() {
+		text = strings.ReplaceAll(text, n.Id, n.Name)
+	}
+	return errors.New(text)
+}
+
+// carryOn returns an error unless a majority of the managers that are left without one answers now. Raft itself goes by
+// what it heard lately, and a manager that died a second ago would still count.
+func (s *seat) carryOn(ctx context.Context, without string) error {
+	left := slices.DeleteFunc(s.raft.Servers(), func(x consensus.Server) bool { return !x.Voter || x.ID == without })
+	silent := make([]error, len(left))
+	var asked sync.WaitGroup
+	for i, x := range left {
+		if x.ID == s.member.local.NodeID {
+			continue
+		}
+		asked.Go(func() {
+			err := s.member.askOne(ctx, manager{ID: x.ID, Address: x.Address}, carryOnTime, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+				_, err := p.GetRaft(ctx, &peerv1.GetRaftRequest{})
+				return err
+			})
+			if err != nil {
+				silent[i] = fmt.Errorf("no answer from %s: %w", x.ID, err)
+			}
+		})
+	}
+	asked.Wait()
+	answers := len(slices.DeleteFunc(slices.Clone(silent), func(err error) bool { return err != nil }))
+	if need := len(left)/2 + 1; len(left) > 0 && answers < need {
+		return fmt.Errorf("%d managers with a vote would be left, of which %d have to work, and only %d answer: repair or remove the others first (%w)", len(left), need, answers, errors.Join(silent...))
+	}
+	return nil
 }
 
 // losesVoter returns the ID of the manager that a command would take the vote from, or "".

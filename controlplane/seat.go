@@ -280,7 +280,7 @@ func (l *streamLayer) Accept() (net.Conn, error) {
 func (l *streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return wire.Dial(ctx, string(to), l.member.creds.ClientTLS(identity.Expect{Role: statev1.Role_ROLE_MANAGER}), protocolRaft)
+	return wire.DialAny(ctx, l.member.reachedAt(string(to)), l.member.creds.ClientTLS(identity.Expect{Role: statev1.Role_ROLE_MANAGER}), protocolRaft)
 }
 
 // Close ends Accept. Connections stay.

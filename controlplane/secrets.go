@@ -5,12 +5,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1/peerv1connect"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
+	"github.com/overlayd/overlayd/controlplane/consensus"
 	"github.com/overlayd/overlayd/controlplane/identity"
 )
 
@@ -181,6 +183,7 @@ func (m *member) renew(ctx context.Context) error {
 		return err
 	}
 	m.creds.Store(creds)
+	m.peers.close() // what is asked from now on is asked with the new one, and in the new role
 	m.log.Info("renewed the certificate of this node", "role", roleName(creds.Role()), "expires", creds.NotAfter())
 	return nil
 }
@@ -195,10 +198,83 @@ func (n *Node) Tokens(ctx context.Context) (Tokens, error) {
 	if s == nil {
 		return Tokens{}, Refusal{Kind: statev1.Error_KIND_REFUSED, Message: "only managers know the tokens: run this on a manager"}
 	}
-	if err := n.Fresh(ctx); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var secrets *statev1.Secrets
+	if err := retry(ctx, func() error {
+		secrets, err = m.secretsNow(ctx, s)
+		return err
+	}); err != nil {
 		return Tokens{}, err
 	}
-	return tokensOf(s.store.Secrets())
+	return tokensOf(secrets)
+}
+
+// secretsNow returns the secrets as all that was acknowledged before the call has left them. To wait for the index of the state
+// would not do: it counts what every node may know, which secrets are not.
+func (m *member) secretsNow(ctx context.Context, s *seat) (*statev1.Secrets, error) {
+	index, err := m.secretsIndex(ctx, s)
+	for err == nil {
+		if secrets := s.store.Secrets(); secrets != nil && secrets.Index >= index {
+			return secrets, nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	return nil, unavailable(err)
+}
+
+// secretsIndex returns the index of the last change of the secrets, as the leader has it.
+func (m *member) secretsIndex(ctx context.Context, s *seat) (index uint64, err error) {
+	err = s.raft.Read(ctx, func() { index = s.store.Secrets().GetIndex() })
+	var elsewhere *consensus.NotLeaderError
+	if !errors.As(err, &elsewhere) {
+		return index, err
+	}
+	if elsewhere.LeaderID == "" || elsewhere.LeaderID == m.local.NodeID {
+		return 0, errors.New("this manager does not lead, and knows of no leader")
+	}
+	var a secretsAnswer
+	err = ask(ctx, m.peers.http(manager{ID: elsewhere.LeaderID, Address: elsewhere.LeaderAddress}), "https://"+elsewhere.LeaderAddress+secretsPath, &a)
+	return a.Index, err
+}
+
+// secretsPath is where a manager asks the leader for the index of the secrets.
+const secretsPath = "/overlayd/secrets-index"
+
+type secretsAnswer struct {
+	Index uint64 `json:"index"`
+}
+
+// serveSecretsIndex tells another manager the index of the last change of the secrets, if this one leads.
+func (m *member) serveSecretsIndex(w http.ResponseWriter, r *http.Request) {
+	peer, err := identity.Peer(*r.TLS)
+	if err == nil {
+		err = m.admit(peer, statev1.Role_ROLE_MANAGER)
+	}
+	if err == nil && peer.Role != statev1.Role_ROLE_MANAGER {
+		err = fmt.Errorf("node %s came as a %s", peer.NodeID, roleName(peer.Role))
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	s := m.seat.Load()
+	if s == nil {
+		http.Error(w, "this node is no manager", http.StatusServiceUnavailable)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+	defer cancel()
+	var a secretsAnswer
+	if err := s.raft.Read(ctx, func() { a.Index = s.store.Secrets().GetIndex() }); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	answer(w, a)
 }
 
 // RotateToken replaces the token for a role: the old one lets nobody in any more. Nodes that joined by it stay.
@@ -214,7 +290,7 @@ func (n *Node) RotateToken(ctx context.Context, role statev1.Role) (Tokens, erro
 	case statev1.Role_ROLE_MANAGER:
 		secrets.ManagerToken = identity.NewSecret()
 	default:
-		return Tokens{}, Refusal{Kind: statev1.Error_KIND_INVALID, Field: "role", Message: "choose worker or manager"}
+		return Tokens{}, Refusal{Kind: statev1.Error_KIND_INVALID, Field: "options.role", Message: "choose worker or manager"}
 	}
 	if _, err := n.Propose(ctx, &statev1.Command{Kind: &statev1.Command_SetSecrets{SetSecrets: &statev1.SetSecrets{Secrets: secrets}}}); err != nil {
 		return Tokens{}, err

@@ -28,10 +28,12 @@ const maxRequest = 64 << 10
 // peerKey is the key of the caller's identity in the context of a request.
 type peerKey struct{}
 
-// handler serves the other nodes. Those without a certificate can only join.
+// handler serves the other nodes. Those without a certificate can only join, and ask whether a node is a member.
 func (m *member) handler() http.Handler {
 	limit := connect.WithReadMaxBytes(maxRequest)
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+membershipPath, m.serveMembership)
+	mux.HandleFunc("GET "+secretsPath, m.serveSecretsIndex)
 	mux.Handle(peerv1connect.NewJoinServiceHandler(joinService{m}, limit))
 	path, peers := peerv1connect.NewPeerServiceHandler(peerService{m}, limit)
 	mux.Handle(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -60,7 +62,10 @@ func (j joinService) Join(ctx context.Context, req *peerv1.JoinRequest) (*peerv1
 	if s == nil || s.store.Secrets() == nil {
 		return nil, connect.NewError(connect.CodeUnavailable, errors.New("this node is no manager: name the address of a manager"))
 	}
-	secrets := s.store.Secrets()
+	secrets, err := j.secretsNow(ctx, s) // or else a token that was rotated just now might let somebody in here
+	if err != nil {
+		return nil, err
+	}
 	token := identity.Token{Secret: req.TokenSecret}
 	role := statev1.Role_ROLE_UNSPECIFIED
 	// Both are compared always, so that the time tells nothing.
@@ -106,12 +111,14 @@ func (j joinService) Join(ctx context.Context, req *peerv1.JoinRequest) (*peerv1
 	}, nil
 }
 
-// managers returns where the managers are asked.
+// managers returns where the managers are asked: each at all of its addresses, the preferred one first.
 func (s *seat) managers() []manager {
 	var out []manager
 	for _, n := range s.store.Nodes() {
 		if n.Role == statev1.Role_ROLE_MANAGER {
-			out = append(out, manager{ID: n.Id, Address: hostPort(n, n.ControlPort)})
+			for _, a := range hostPorts(n, n.ControlPort) {
+				out = append(out, manager{ID: n.Id, Address: a})
+			}
 		}
 	}
 	return out
@@ -161,8 +168,8 @@ func (p peerService) Propose(ctx context.Context, req *peerv1.ProposeRequest) (*
 }
 
 // catchUp waits until this manager's state holds all that was acknowledged before the call.
-func (p peerService) catchUp(ctx context.Context, s *seat) error {
-	index, err := p.readIndex(ctx, false)
+func (m *member) catchUp(ctx context.Context, s *seat) error {
+	index, err := m.readIndex(ctx, false)
 	for err == nil && s.store.Index() < index {
 		select {
 		case <-time.After(2 * time.Millisecond):

@@ -34,6 +34,8 @@ const (
 	syncTime = 2 * time.Minute
 	// wholeEvery is the least time between two fetches of the whole state because copies differ.
 	wholeEvery = time.Minute
+	// maxStrangers is how many nodes are asked or called of which little is known.
+	maxStrangers = 3
 	// saveEvery is the least time between two writes of the copy to disk.
 	saveEvery = 2 * time.Second
 	// gossipPayload is what a UDP payload may have, in bytes, as long as nobody has proven that the paths carry more:
@@ -215,6 +217,11 @@ func (m *member) syncLoop(ctx context.Context) error {
 		}
 		if err := m.sync(ctx); err != nil && ctx.Err() == nil {
 			m.log.Debug("cannot ask the managers what is new", "error", err)
+			if m.removed(ctx) {
+				m.log.Warn("this node was removed from the cluster while it was away: it forgets its keys and stops forwarding for it")
+				m.leave()
+				return nil
+			}
 		}
 		select {
 		case <-time.After(syncPause):
@@ -236,7 +243,7 @@ func (m *member) sync(ctx context.Context) error {
 		m.wholeAt = time.Now()
 		m.log.Warn("another node has a different copy of the same state: fetching all of it anew")
 	}
-	return m.askManagers(ctx, syncTime, func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
+	ask := func(ctx context.Context, p peerv1connect.PeerServiceClient) error {
 		stream, err := p.Sync(ctx, &peerv1.SyncRequest{Since: m.node.replica.Index(), Whole: whole})
 		if err != nil {
 			return err
@@ -260,7 +267,36 @@ func (m *member) sync(ctx context.Context) error {
 			return err
 		}
 		return m.load(&snapshot)
-	})
+	}
+	err := m.askManagers(ctx, syncTime, ask)
+	if err == nil || !isTransient(err) {
+		return err
+	}
+	for _, x := range m.strangers() {
+		if serr := m.askOne(ctx, x, syncTime, ask); serr == nil {
+			m.log.Info("the managers that this node knew do not answer, and another one did", "manager", x.Address)
+			return nil
+		}
+	}
+	return err
+}
+
+// strangers returns where managers may be of whom this node's copy knows nothing: after the cluster was made anew from a
+// backup at another address, its manager is in the gossip, and in no copy. As everybody who is asked, they have to prove
+// that they are managers. Their control port is taken to be the one that this node has.
+func (m *member) strangers() []manager {
+	g := m.gossip.Load()
+	if g == nil {
+		return nil
+	}
+	var out []manager
+	for _, x := range g.Members() {
+		if x.State == gossip.Alive && x.NodeID != m.local.NodeID && m.node.replica.Node(x.NodeID) == nil {
+			out = append(out, manager{ID: x.NodeID, Address: netip.AddrPortFrom(x.Addr.Addr().Unmap(), m.local.ControlPort).String()})
+		}
+	}
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out[:min(len(out), maxStrangers)]
 }
 
 // copyLoop writes the copy to disk after changes, so that the next start can forward before it has asked anyone.
@@ -327,8 +363,9 @@ func (m *member) openGossip() (*gossip.Gossip, error) {
 	m.localMu.Unlock()
 	return gossip.New(gossip.Config{
 		NodeID: m.local.NodeID, Cluster: m.local.ClusterID,
-		Bind:       []netip.AddrPort{netip.AddrPortFrom(m.listen(), m.local.GossipPort)},
+		Bind:       m.gossipBind(),
 		Advertise:  netip.AddrPortFrom(m.local.Addresses[0], m.local.GossipPort),
+		Addresses:  m.gossipsAt,
 		Keys:       keys,
 		PacketSize: func() int { return gossipPayload },
 		Deliver:    m.deliver,
@@ -348,9 +385,12 @@ func (m *member) openGossip() (*gossip.Gossip, error) {
 func (m *member) meet(ctx context.Context) error {
 	for {
 		if to := m.gossipManagers(); len(to) > 0 {
-			if _, err := m.gossip.Load().Join(to); err != nil && ctx.Err() == nil {
-				m.log.Debug("cannot reach the gossip of some managers yet", "error", err)
-			}
+			g := m.gossip.Load()
+			m.meeting.Go(func() { // which takes 10 s when nobody answers, unless the gossip is closed
+				if _, err := g.Join(to); err != nil && ctx.Err() == nil {
+					m.log.Debug("cannot reach the gossip of some managers yet", "error", err)
+				}
+			})
 			break
 		}
 		select {
@@ -372,16 +412,27 @@ func sumOf(digests map[uint32]uint64) uint64 {
 	return sum
 }
 
-// gossipManagers returns where the gossip of the managers is.
+// gossipManagers returns where the gossip of the managers is. A manager that is alone calls others as well: those who knew
+// the managers from before a restore at another address do not know of this one.
 func (m *member) gossipManagers() []netip.AddrPort {
-	var out []netip.AddrPort
+	alone := m.seat.Load() != nil
+	for id, alive := range m.node.Alive() {
+		alone = alone && (id == m.local.NodeID || !alive)
+	}
+	var managers, others []netip.AddrPort
 	for _, n := range m.node.replica.Nodes() {
-		if n.Role != statev1.Role_ROLE_MANAGER || n.Id == m.local.NodeID {
+		if n.Id == m.local.NodeID {
 			continue
 		}
-		if a, err := netip.ParseAddrPort(hostPort(n, n.GossipPort)); err == nil {
-			out = append(out, a)
+		a, err := netip.ParseAddrPort(hostPort(n, n.GossipPort))
+		switch {
+		case err != nil:
+		case n.Role == statev1.Role_ROLE_MANAGER:
+			managers = append(managers, a)
+		case alone:
+			others = append(others, a)
 		}
 	}
-	return out
+	rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+	return append(managers, others[:min(len(others), maxStrangers)]...)
 }

@@ -119,7 +119,7 @@ that does not run, or was refused, 2 when the command line is at fault.`,
 	root.AddCommand(
 		a.initCommand(), a.joinCommand(), a.leaveCommand(), a.tokenCommand(), a.nodeCommand(), a.clusterCommand(), a.backupCommand(), a.restoreCommand(),
 		a.networkCommand(), a.endpointCommand(),
-		a.statusCommand(), a.fdbCommand(), a.peersCommand(), a.dropsCommand(), a.versionCommand(),
+		a.statusCommand(), a.fdbCommand(), a.peersCommand(), a.mtuCommand(), a.dropsCommand(), a.versionCommand(),
 		lab.Command(), compare.Command(),
 	)
 	a.prepare(root)

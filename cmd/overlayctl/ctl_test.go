@@ -36,6 +36,7 @@ var arp = []byte{
 
 func content() apitest.Content {
 	before := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(now.Add(-d)) }
+	paths := pathsAt(before)
 	return apitest.Content{
 		Status: &overlaydv1.NodeStatus{
 			Node: "h1", Version: &overlaydv1.Version{Version: "v1.2.3", Revision: "abcdef", GoVersion: "go1.26"}, Pid: 77,
@@ -51,18 +52,32 @@ func content() apitest.Content {
 		},
 		Networks: []*overlaydv1.Network{
 			{
-				Name: "blue", Vni: 42, Device: "blue0", Addresses: []string{"10.42.0.1/24", "fd42::1/64"}, Mtu: 1450, MtuDerived: true,
+				Name: "blue", Vni: 42, Device: "blue0", Addresses: []string{"10.42.0.1/24", "fd42::1/64"}, Mtu: 1350, MtuDerived: true,
 				Peers: []string{"192.0.2.2", "192.0.2.3"}, FdbEntries: 2, TapOverflow: 5,
 				Counters: &overlaydv1.Counters{
 					TapIn: &overlaydv1.Traffic{Frames: 1000}, TapOut: &overlaydv1.Traffic{Frames: 1234567},
 					UnderlayIn: &overlaydv1.Traffic{Frames: 1234600}, UnderlayOut: &overlaydv1.Traffic{Frames: 967}, FramesDropped: 66,
+					MssClamped: 1024, IcmpSent: 7, IcmpLimited: 2, PacketsFragmented: 3, SuperframesResegmented: 44, SegmentsSplit: 5,
 				},
+				MtuLimits: []string{"198.51.100.4"},
 			},
-			{Name: "a-longer-name", Vni: 16777215, Device: "red0", Mtu: 1280, Peers: []string{"192.0.2.2"}},
+			{Name: "a-longer-name", Vni: 16777215, Device: "red0", Mtu: 1280, Mss: 1200, Peers: []string{"192.0.2.2"}},
 		},
 		Peers: []*overlaydv1.Peer{
-			{Address: "192.0.2.2", LocalAddress: "192.0.2.1", Device: "eth0", UnderlayMtu: 1500, Overhead: 50, OverlayMtu: 1450, Networks: []string{"blue", "red"}, LastHeard: before(3 * time.Second)},
-			{Address: "192.0.2.3", Networks: []string{"blue"}, Problem: "no route to 192.0.2.3"},
+			{
+				Address: "192.0.2.2", RemoteAddress: "192.0.2.2", LocalAddress: "192.0.2.1", Device: "eth0", UnderlayMtu: 1500, PathMtu: 1500, Overhead: 50, OverlayMtu: 1450,
+				Networks: []string{"blue", "red"}, LastHeard: before(3 * time.Second), Candidates: paths[0].Candidates,
+			},
+			{Address: "192.0.2.3", Networks: []string{"blue"}, Problem: "no route to 192.0.2.3", Candidates: paths[1].Candidates},
+			{
+				Address: "198.51.100.4", RemoteAddress: "203.0.113.4", LocalAddress: "192.0.2.1", Device: "eth0", UnderlayMtu: 1500, PathMtu: 1400, Overhead: 50, OverlayMtu: 1350,
+				Networks: []string{"blue"}, LastHeard: before(300 * time.Millisecond), Candidates: paths[2].Candidates,
+			},
+		},
+		Paths: paths,
+		Probes: &overlaydv1.Probes{
+			Sent: 120, Acknowledged: 117, Lost: 3, BytesSent: 98765, AcknowledgementsSent: 88,
+			IgnoredByReason: map[string]uint64{"stale": 1}, HintsAccepted: 2, HintsIgnoredByReason: map[string]uint64{"no_quote": 6}, BlackHoles: 2, Moves: 1,
 		},
 		FDB: map[string][]*overlaydv1.FDBEntry{"blue": {
 			{Mac: "02:42:0a:2a:00:02", Vtep: "192.0.2.2", Age: durationpb.New(75 * time.Second)},
@@ -76,6 +91,31 @@ func content() apitest.Content {
 		Samples: []*overlaydv1.DropSample{
 			{Seq: 1, Time: before(90 * time.Second), Network: "blue", Reason: "no_peers", Egress: true, Length: 42, Data: arp},
 			{Seq: 2, Time: before(200 * time.Millisecond), Reason: "vni_unknown", Peer: "198.51.100.7", Length: 50, Outer: true, Data: append([]byte{8, 0, 0, 0, 0, 0, 99, 0}, arp...)},
+		},
+	}
+}
+
+// pathsAt returns one path that is as it should be, one that is not there, and one that is narrow and the second choice.
+func pathsAt(before func(time.Duration) *timestamppb.Timestamp) []*overlaydv1.Path {
+	overhead := []*overlaydv1.OverheadTerm{{Name: "outer IPv4", Bytes: 20}, {Name: "UDP", Bytes: 8}, {Name: "VXLAN", Bytes: 8}, {Name: "inner Ethernet", Bytes: 14}}
+	return []*overlaydv1.Path{
+		{
+			Peer: "192.0.2.2", Remote: "192.0.2.2", Local: "192.0.2.1", Device: "eth0", UnderlayMtu: 1500, PathMtu: 1500, Learned: "probe", LearnedTime: before(75 * time.Second),
+			Settled: true, Overhead: overhead, OverlayMtu: 1450, MssIpv4: 1410, MssIpv6: 1390, Networks: []string{"blue", "a-longer-name"},
+			Candidates: []*overlaydv1.Candidate{{Remote: "192.0.2.2", Local: "192.0.2.1", Origin: "stated", State: "reachable", Rtt: durationpb.New(412 * time.Microsecond), PathMtu: 1500, Chosen: true}},
+		},
+		{
+			Peer: "192.0.2.3", Networks: []string{"blue"}, Problem: "no route to 192.0.2.3",
+			Candidates: []*overlaydv1.Candidate{{Remote: "192.0.2.3", Origin: "stated", State: "no route", Chosen: true}},
+		},
+		{
+			Peer: "198.51.100.4", Remote: "203.0.113.4", Local: "192.0.2.1", Device: "eth0", UnderlayMtu: 1500, PathMtu: 1400, Learned: "probe", LearnedTime: before(2 * time.Hour),
+			Settled: true, Overhead: overhead, OverlayMtu: 1350, MssIpv4: 1310, MssIpv6: 1290, Networks: []string{"blue"}, BlackHoles: 2, Moves: 1, ChosenTime: before(40 * time.Minute),
+			Candidates: []*overlaydv1.Candidate{
+				{Remote: "198.51.100.4", Local: "192.0.2.1", Origin: "stated", State: "lost", Why: "no answer since 40s"},
+				{Remote: "203.0.113.4", Local: "192.0.2.1", SeenAs: "203.0.113.1", Origin: "stated", State: "reachable", Rtt: durationpb.New(12345 * time.Microsecond), PathMtu: 1400, Chosen: true},
+				{Remote: "2001:db8::4", Local: "2001:db8::1", Origin: "observed", State: "reachable", Rtt: durationpb.New(180 * time.Millisecond), PathMtu: 1500, Why: "slower"},
+			},
 		},
 	}
 }
@@ -129,6 +169,8 @@ func TestListings(t *testing.T) {
 		"fdb":           {"fdb", "blue"},
 		"fdb_empty":     {"fdb", "a-longer-name"},
 		"peers":         {"peers"},
+		"mtu":           {"mtu"},
+		"mtu_network":   {"mtu", "a-longer-name"},
 		"drops":         {"drops"},
 		"drops_network": {"drops", "--network", "blue"},
 		"drops_none":    {"drops", "--network", "a-longer-name"},
@@ -153,7 +195,7 @@ func TestListings(t *testing.T) {
 // TestQuietNode has nothing to tell.
 func TestQuietNode(t *testing.T) {
 	socket, _ := apitest.New(apitest.Content{Status: &overlaydv1.NodeStatus{Node: "h1", StartTime: timestamppb.New(now)}}).Serve(t)
-	for _, name := range []string{"status", "peers", "drops"} {
+	for _, name := range []string{"status", "peers", "mtu", "drops"} {
 		code, out, errs := call(t.Context(), nil, name, "--socket", socket)
 		if code != exitOK || errs != "" {
 			t.Errorf("exit code %d, %s", code, errs)
@@ -191,6 +233,8 @@ func TestFaults(t *testing.T) {
 		want string
 	}{
 		{"fdb green", exitFailure, `this node has no network "green": choose from blue, a-longer-name`},
+		{"mtu green", exitFailure, `this node has no network "green": choose from blue, a-longer-name`},
+		{"mtu a b", exitUsage, `mtu takes the name of one network, or nothing for all, not 2 arguments; see overlayctl --help`},
 		{"drops --network green", exitFailure, `this node has no network "green": choose from blue, a-longer-name`},
 		{"drops --follow --network green", exitFailure, `this node has no network "green": choose from blue, a-longer-name`},
 		{"status --socket /nonexistent/s", exitFailure, `overlayd is not running here: there is no socket /nonexistent/s; start it, or name the socket of the one that runs`},
@@ -204,8 +248,8 @@ func TestFaults(t *testing.T) {
 		{"lab upp", exitUsage, `overlayctl lab has no command "upp": choose from down, exec, run, status, up; see overlayctl --help`},
 		{"lab up", exitUsage, `accepts 1 arg(s), received 0; see overlayctl --help`},
 		{"network remake", exitUsage, `overlayctl network has no command "remake": choose from create, inspect, ls, rm; see overlayctl --help`},
-		{"", exitUsage, `overlayctl needs one of the commands backup, bench, cluster, completion, drops, endpoint, fdb, init, join, lab, leave, network, node, peers, restore, status, token, version; see overlayctl --help`},
-		{"stat", exitUsage, `overlayctl has no command "stat": choose from backup, bench, cluster, completion, drops, endpoint, fdb, init, join, lab, leave, network, node, peers, restore, status, token, version; see overlayctl --help`},
+		{"", exitUsage, `overlayctl needs one of the commands backup, bench, cluster, completion, drops, endpoint, fdb, init, join, lab, leave, mtu, network, node, peers, restore, status, token, version; see overlayctl --help`},
+		{"stat", exitUsage, `overlayctl has no command "stat": choose from backup, bench, cluster, completion, drops, endpoint, fdb, init, join, lab, leave, mtu, network, node, peers, restore, status, token, version; see overlayctl --help`},
 	} {
 		code, out, errs := call(t.Context(), map[string]string{"OVERLAYD_SOCKET": socket}, strings.Fields(c.args)...)
 		if code != c.code || out != "" || errs != "overlayctl: "+c.want+"\n" {
@@ -227,6 +271,9 @@ func TestHelpAndCompletion(t *testing.T) {
 	for args, want := range map[string]string{
 		"fdb ":             "blue\tVNI 42\na-longer-name\tVNI 16777215\n:4\n",
 		"fdb blue ":        ":4\n",
+		"mtu ":             "blue\tVNI 42\na-longer-name\tVNI 16777215\n:4\n",
+		"mtu blue ":        ":4\n",
+		"peers ":           ":4\n",
 		"drops --network ": "blue\tVNI 42\na-longer-name\tVNI 16777215\n:4\n",
 		"status --output ": "table\njson\n:4\n",
 	} {
@@ -286,6 +333,73 @@ func TestFollowEnds(t *testing.T) {
 	stop()
 	if code := <-done; code != exitFailure || errs.String() != "overlayctl: the daemon is stopping\n" {
 		t.Errorf("exit code %d, %s", code, errs.String())
+	}
+}
+
+// TestMTUAdvice tells what an operator has to know or to do, each in a case of its own.
+func TestMTUAdvice(t *testing.T) {
+	path := func(change func(*overlaydv1.Path)) []*overlaydv1.Path {
+		p := &overlaydv1.Path{
+			Peer: "192.0.2.2", Remote: "192.0.2.2", Device: "eth0", UnderlayMtu: 1500, PathMtu: 1500, Learned: "probe", Settled: true, OverlayMtu: 1450,
+			Networks: []string{"blue"}, Candidates: []*overlaydv1.Candidate{{Remote: "192.0.2.2", State: "reachable", Chosen: true}},
+		}
+		change(p)
+		return []*overlaydv1.Path{p}
+	}
+	derived := &overlaydv1.Network{Name: "blue", Mtu: 1450, MtuDerived: true}
+	for name, c := range map[string]struct {
+		network *overlaydv1.Network
+		paths   []*overlaydv1.Path
+		state   string
+		advice  string // "" = none
+	}{
+		"well":      {derived, path(func(*overlaydv1.Path) {}), "proven", ""},
+		"searching": {derived, path(func(p *overlaydv1.Path) { p.Settled, p.PathMtu = false, 1280 }), "searching for more", ""},
+		"new":       {derived, path(func(p *overlaydv1.Path) { p.Settled, p.Learned = false, "route" }), "not proven yet", ""},
+		"silent": {
+			derived, path(func(p *overlaydv1.Path) { p.Learned, p.Candidates[0].State = "route", "unanswered" }), "answers no probes",
+			"No answer to probes from 192.0.2.2: ",
+		},
+		"off": {
+			derived, path(func(p *overlaydv1.Path) { p.Learned, p.Candidates[0].State = "route", "not probed" }), "not probed",
+			"Paths are not probed, as the feature path-probes is off: ",
+		},
+		"narrow": {
+			derived, path(func(p *overlaydv1.Path) { p.PathMtu = 1337 }), "proven",
+			"Something on the way carries less than the route says, to 192.0.2.2 (1337 of 1500). ",
+		},
+		"no route": {derived, path(func(p *overlaydv1.Path) { p.Problem, p.PathMtu = "no route", 1400 }), "no route", ""},
+		"fixed too high": {
+			&overlaydv1.Network{Name: "blue", Mtu: 1450}, path(func(p *overlaydv1.Path) { p.PathMtu, p.UnderlayMtu, p.OverlayMtu = 1400, 1400, 1350 }), "proven",
+			"blue: its MTU was fixed at 1450, and the path to 192.0.2.2 leaves 1350. ",
+		},
+		"fixed, of another network": {
+			&overlaydv1.Network{Name: "red", Mtu: 1450}, path(func(p *overlaydv1.Path) { p.OverlayMtu = 1350 }), "proven", "",
+		},
+		"too small for IPv6": {
+			&overlaydv1.Network{Name: "blue", Mtu: 1230, MtuDerived: true}, path(func(*overlaydv1.Path) {}), "proven",
+			"blue: an MTU of 1230 is too small for IPv6 inside, which needs 1280.",
+		},
+	} {
+		if got := pathState(c.paths[0]); got != c.state {
+			t.Errorf("%s: state %q, want %q", name, got, c.state)
+		}
+		got := strings.Join(advise(&overlaydv1.ListPathsResponse{Networks: []*overlaydv1.Network{c.network}, Paths: c.paths}), "\n")
+		if !strings.HasPrefix(got, c.advice) || c.advice == "" && got != "" || strings.Contains(got, "\n") {
+			t.Errorf("%s: advice\n%s\nwant %s", name, got, c.advice)
+		}
+	}
+	for want, n := range map[string]*overlaydv1.Network{
+		"operator":                 {Mtu: 1400},
+		"no path known":            {MtuDerived: true},
+		"path to 192.0.2.2":        {MtuDerived: true, Peers: []string{"192.0.2.2"}, MtuLimits: []string{"192.0.2.2"}},
+		"all paths alike":          {MtuDerived: true, Peers: []string{"a", "b", "c"}, MtuLimits: []string{"a", "b", "c"}},
+		"paths to a, b":            {MtuDerived: true, Peers: []string{"a", "b", "c"}, MtuLimits: []string{"a", "b"}},
+		"paths to a, b and 1 more": {MtuDerived: true, Peers: []string{"a", "b", "c", "d"}, MtuLimits: []string{"a", "b", "c"}},
+	} {
+		if got := setBy(n); got != want {
+			t.Errorf("set by %q, want %q", got, want)
+		}
 	}
 }
 

@@ -23,6 +23,7 @@
 //	overlayctl status
 //	overlayctl fdb NETWORK
 //	overlayctl peers
+//	overlayctl mtu [NETWORK]
 //	overlayctl drops [--follow] [--network NETWORK]
 //	overlayctl version
 //	overlayctl lab run|up|exec|status|down

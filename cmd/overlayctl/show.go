@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -56,49 +55,6 @@ func (a *app) listFDB(ctx context.Context, c *api.Client, network string) error 
 				return err
 			}
 		}
-	}
-	return t.flush()
-}
-
-func (a *app) peersCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "peers",
-		Short: "List the remote VTEPs and what fits towards them",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.ask(cmd.Context(), a.listPeers)
-		},
-	}
-	a.addOutput(cmd)
-	return cmd
-}
-
-func (a *app) listPeers(ctx context.Context, c *api.Client) error {
-	res, err := c.ListPeers(ctx, &overlaydv1.ListPeersRequest{})
-	if err != nil {
-		return err
-	}
-	if a.output == formatJSON {
-		return printJSON(a.stdout, res)
-	}
-	t := newTable(a.stdout, left("PEER"), left("FROM"), left("DEVICE"), right("UNDERLAY MTU"), right("OVERHEAD"), right("OVERLAY MTU"), left("NETWORKS"), right("HEARD"), left("STATE"))
-	size := func(n uint32) string {
-		if n == 0 {
-			return ""
-		}
-		return strconv.Itoa(int(n))
-	}
-	for _, p := range res.Peers {
-		state, heard := "ok", ""
-		if p.LastHeard != nil {
-			heard = ago(a.now(), p.LastHeard.AsTime())
-		} else {
-			state = "nothing heard from it yet"
-		}
-		if p.Problem != "" {
-			state = p.Problem
-		}
-		t.add(p.Address, p.LocalAddress, p.Device, size(p.UnderlayMtu), size(p.Overhead), size(p.OverlayMtu), strings.Join(p.Networks, ","), heard, state)
 	}
 	return t.flush()
 }

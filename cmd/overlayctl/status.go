@@ -84,6 +84,7 @@ func (a *app) status(ctx context.Context, c *api.Client) error {
 		dropped += n.GetCounters().GetFramesDropped()
 	}
 	describePeers(p, peers.Peers)
+	describePaths(p, peers.Peers)
 	if dropped == 0 {
 		p.add("dropped", "nothing")
 	} else {
@@ -142,6 +143,24 @@ func describePeers(p *paragraph, peers []*overlaydv1.Peer) {
 		for _, peer := range bad {
 			p.add("", "%s: %s", peer.Address, peer.Problem)
 		}
+	}
+}
+
+// describePaths tells of paths that carry less than the devices that they begin with.
+func describePaths(p *paragraph, peers []*overlaydv1.Peer) {
+	const most = 5
+	var narrow []*overlaydv1.Peer
+	for _, peer := range peers {
+		if peer.Problem == "" && peer.PathMtu != 0 && peer.PathMtu < peer.UnderlayMtu {
+			narrow = append(narrow, peer)
+		}
+	}
+	for i, peer := range narrow {
+		if i == most {
+			p.add("paths", "%d more like that: overlayctl mtu shows all", len(narrow)-most)
+			break
+		}
+		p.add("paths", "to %s %d bytes, of the %d that %s sends: overlayctl mtu says how that is known", peer.Address, peer.PathMtu, peer.UnderlayMtu, peer.Device)
 	}
 }
 

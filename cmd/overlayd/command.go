@@ -89,7 +89,7 @@ line or the configuration file is at fault.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&file, "config", defaultConfig, "configuration `file`")
-	flags.StringSliceVar(&disable, "disable", nil, "`features` of the kernel not to use, instead of the key disable:\n"+strings.Join(featureNames(sys), ", "))
+	flags.StringSliceVar(&disable, "disable", nil, "`features` not to use, instead of the key disable:\n"+strings.Join(featureNames(sys), ", "))
 	flags.StringVar(&dataDir, "data-dir", "", "`directory` of the control plane, instead of the key data_dir")
 	flags.StringVar(&logLevel, "log", "info", "debug, info, warn or error, instead of the key log")
 	flags.StringVar(&metrics, "metrics", config.DefaultMetrics, "`address` of the Prometheus endpoint, instead of the key metrics; empty turns it off")

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/overlayd/overlayd/cmd/overlayd/config"
 	"github.com/overlayd/overlayd/cmd/overlayd/metrics"
@@ -26,6 +27,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/vtep"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 )
 
 // root is the top of the repository.
@@ -125,6 +127,11 @@ func (scraped) Networks() []vtep.NetworkStatus { return []vtep.NetworkStatus{{Na
 func (scraped) Peers() []vtep.PeerStatus {
 	return []vtep.PeerStatus{{Address: netip.MustParseAddr("192.0.2.2"), UnderlayMTU: 1500, OverlayMTU: 1450}}
 }
+func (scraped) Paths() []vtep.PathStatus {
+	a := netip.MustParseAddr("192.0.2.2")
+	return []vtep.PathStatus{{Peer: a, PathMTU: 1500, Candidates: []vtep.CandidateStatus{{Remote: a, RTT: time.Millisecond}}}}
+}
+func (scraped) ProbeCounters() pathmtu.Counters { return pathmtu.Counters{} }
 
 func TestDocsMetrics(t *testing.T) {
 	reg, err := metrics.NewRegistry(scraped{}, metrics.Build{})

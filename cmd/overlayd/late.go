@@ -10,6 +10,7 @@ import (
 
 	"github.com/overlayd/overlayd/cmd/overlayd/cluster"
 	"github.com/overlayd/overlayd/vtep"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 )
 
 // late is a tunnel that is there from the start, if there are networks stated by hand, or else as long as the node is in
@@ -47,8 +48,8 @@ func (l *late) start(cfg vtep.Config) error {
 	return nil
 }
 
-// Open returns the tunnel, and opens it first if there is none: at those of the addresses that this host has, one of
-// each family.
+// Open returns the tunnel, and opens it first if there is none: at those of the addresses that this host has. The others
+// only lead to it, as floating ones do.
 func (l *late) Open(addresses []netip.Addr) (cluster.VTEP, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -61,14 +62,8 @@ func (l *late) Open(addresses []netip.Addr) (cluster.VTEP, error) {
 	}
 	cfg := l.cfg
 	if len(cfg.Underlay.Addresses) == 0 {
-		var have [2]bool
 		for _, a := range addresses {
-			family := 0
-			if a.Is6() {
-				family = 1
-			}
-			if _, ok := l.hasAddress(a); ok && !have[family] {
-				have[family] = true
+			if _, ok := l.hasAddress(a); ok {
 				cfg.Underlay.Addresses = append(cfg.Underlay.Addresses, a)
 			}
 		}
@@ -161,6 +156,20 @@ func (l *late) Peers() []vtep.PeerStatus {
 		return t.Peers()
 	}
 	return nil
+}
+
+func (l *late) Paths() []vtep.PathStatus {
+	if t := l.now(); t != nil {
+		return t.Paths()
+	}
+	return nil
+}
+
+func (l *late) ProbeCounters() pathmtu.Counters {
+	if t := l.now(); t != nil {
+		return t.ProbeCounters()
+	}
+	return pathmtu.Counters{}
 }
 
 func (l *late) FDB(network string) ([]vtep.FDBEntry, error) {

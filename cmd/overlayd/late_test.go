@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/overlayd/overlayd/vtep"
@@ -39,6 +40,29 @@ func TestLateOpensAndCloses(t *testing.T) {
 	}
 	cancel()
 	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// What only leads to this host, such as a floating address, is nothing to end a tunnel at; all that the host has is.
+func TestLateOpensAtLocalAddresses(t *testing.T) {
+	var list []netip.Addr
+	for _, s := range []string{"203.0.113.1", "192.0.2.1", "198.51.100.1", "2001:db8::1"} {
+		list = append(list, netip.MustParseAddr(s))
+	}
+	var got vtep.Config
+	l := &late{
+		open:       func(cfg vtep.Config) (tunnel, error) { got = cfg; return &fakeTunnel{}, nil },
+		hasAddress: func(a netip.Addr) (string, bool) { return "eth0", a != list[0] },
+		came:       make(chan struct{}, 1),
+	}
+	if _, err := l.Open(list); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got.Underlay.Addresses, list[1:]) {
+		t.Errorf("it ends at %v, want %v", got.Underlay.Addresses, list[1:])
+	}
+	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
 }

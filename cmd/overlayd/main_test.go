@@ -23,7 +23,9 @@ import (
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/forward"
+	"github.com/overlayd/overlayd/dataplane/mtu"
 	"github.com/overlayd/overlayd/vtep"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -54,6 +56,9 @@ func (f *fakeTunnel) Detach(string, string) error                            { r
 func (f *fakeTunnel) Attachments(string) []vtep.Attached                     { return nil }
 func (f *fakeTunnel) Unclaimed(string) ([]string, error)                     { return nil, nil }
 func (f *fakeTunnel) RemoveOrphans([]addr.VNI) (removed []addr.VNI, _ error) { return nil, nil }
+func (f *fakeTunnel) SetNode(vtep.Node) error                                { return nil }
+func (f *fakeTunnel) RemoveNode(netip.Addr)                                  {}
+func (f *fakeTunnel) SetProbeKeys([][]byte, netip.Addr) error                { return nil }
 func (f *fakeTunnel) Attach(string, vtep.Attachment) (vtep.Attached, error) {
 	return vtep.Attached{}, nil
 }
@@ -94,6 +99,29 @@ func (f *fakeTunnel) FDB(network string) ([]vtep.FDBEntry, error) {
 
 func (f *fakeTunnel) Peers() []vtep.PeerStatus {
 	return []vtep.PeerStatus{{Address: netip.MustParseAddr("192.0.2.2"), Problem: "no route", Networks: []string{"blue"}}}
+}
+
+func (f *fakeTunnel) Paths() []vtep.PathStatus {
+	a := netip.MustParseAddr("192.0.2.2")
+	return []vtep.PathStatus{
+		{
+			Peer: a, Remote: netip.MustParseAddr("203.0.113.2"), Local: netip.MustParseAddr("192.0.2.1"), Device: "eth0", UnderlayMTU: 1500, PathMTU: 1500,
+			Learned: vtep.LearnedProbe, LearnedAt: time.Unix(100, 0), Since: time.Unix(90, 0), Settled: true,
+			Overhead: mtu.Terms(mtu.IPv4, 0), OverlayMTU: 1450, MSSv4: 1410, MSSv6: 1390, BlackHoles: 2, Moves: 1, Networks: []string{"blue"},
+			Candidates: []vtep.CandidateStatus{
+				{Remote: a, Origin: "stated", State: "lost", Why: "no answer"},
+				{Remote: netip.MustParseAddr("203.0.113.2"), Local: netip.MustParseAddr("192.0.2.1"), Origin: "observed", State: "reachable", RTT: time.Millisecond, PathMTU: 1500, SeenAs: netip.MustParseAddr("203.0.113.1"), Chosen: true},
+			},
+		},
+		{Peer: netip.MustParseAddr("192.0.2.3"), OverlayMTU: 1450, Networks: []string{"red"}},
+	}
+}
+
+func (f *fakeTunnel) ProbeCounters() pathmtu.Counters {
+	k := pathmtu.Counters{ProbesSent: 9, ProbesAcked: 7, ProbesLost: 1, AcksSent: 6, AcksLimited: 5, BytesSent: 4, SendErrors: 3, BlackHoles: 2, Moves: 1, HintsAccepted: 8, QueueLosses: 10}
+	k.Ignored[pathmtu.IgnoreWrongSource] = 11
+	k.HintsIgnored[pathmtu.HintNoQuote] = 12
+	return k
 }
 
 func (f *fakeTunnel) Drops() []vtep.DropCount {

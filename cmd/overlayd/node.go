@@ -67,6 +67,7 @@ func (n *node) Status() *overlaydv1.NodeStatus {
 
 func (n *node) Networks() []*overlaydv1.Network {
 	var out []*overlaydv1.Network
+	paths := n.tun.Paths()
 	for _, s := range n.tun.Networks() {
 		k := &s.Counters
 		byReason, sum := dropsOf(&k.Drops)
@@ -84,6 +85,8 @@ func (n *node) Networks() []*overlaydv1.Network {
 			Queues:      uint32(s.Queues),
 			Mtu:         uint32(s.MTU),
 			MtuDerived:  s.MTUDerived,
+			MtuLimits:   limits(&s, paths),
+			Mss:         uint32(s.MSS),
 			Addresses:   texts(s.Addresses),
 			Peers:       texts(s.Peers),
 			Learning:    s.Learning,
@@ -91,14 +94,20 @@ func (n *node) Networks() []*overlaydv1.Network {
 			FdbEntries:  uint64(s.FDBEntries),
 			TapOverflow: s.TAPOverflow,
 			Counters: &overlaydv1.Counters{
-				TapIn:            traffic(k.TAPIn),
-				TapOut:           traffic(k.TAPOut),
-				UnderlayIn:       traffic(k.UnderlayIn),
-				UnderlayOut:      traffic(k.UnderlayOut),
-				FramesCreated:    k.Created,
-				FramesSuppressed: k.Suppressed,
-				FramesDropped:    sum,
-				DropsByReason:    byReason,
+				TapIn:                  traffic(k.TAPIn),
+				TapOut:                 traffic(k.TAPOut),
+				UnderlayIn:             traffic(k.UnderlayIn),
+				UnderlayOut:            traffic(k.UnderlayOut),
+				FramesCreated:          k.Created,
+				FramesSuppressed:       k.Suppressed,
+				FramesDropped:          sum,
+				DropsByReason:          byReason,
+				MssClamped:             k.MSSClamped,
+				IcmpSent:               k.ICMPSent,
+				IcmpLimited:            k.ICMPLimited,
+				PacketsFragmented:      k.Fragmented,
+				SuperframesResegmented: k.Resegmented,
+				SegmentsSplit:          k.Split,
 			},
 		})
 	}
@@ -117,6 +126,10 @@ func (n *node) Peers() []*overlaydv1.Peer {
 			OverlayMtu:   uint32(p.OverlayMTU),
 			Networks:     p.Networks,
 			Problem:      p.Problem,
+
+			RemoteAddress: addressText(p.Remote),
+			PathMtu:       uint32(p.PathMTU),
+			Candidates:    candidates(p.Candidates),
 		}
 		if !p.Heard.IsZero() {
 			peer.LastHeard = timestamppb.New(p.Heard)

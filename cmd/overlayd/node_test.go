@@ -41,13 +41,31 @@ func TestNode(t *testing.T) {
 	same(t, networks[0], `{"name":"blue","vni":42,"device":"blue0","mac":"00:00:00:00:00:00","backend":"vnet","queues":2,"mtu":1450,"mtuDerived":true,`+
 		`"addresses":["10.42.0.1/24"],"peers":["192.0.2.2"],"learning":true,"allowNested":false,"fdbEntries":"3",`+
 		`"counters":{"tapIn":{"frames":"10","bytes":"1000"},"tapOut":{"frames":"0","bytes":"0"},"underlayIn":{"frames":"0","bytes":"0"},"underlayOut":{"frames":"5","bytes":"500"},`+
-		`"framesCreated":"0","framesSuppressed":"0","framesDropped":"5","dropsByReason":{"frame_runt":"2","no_peers":"3"}},"tapOverflow":"9","networkId":""}`)
+		`"framesCreated":"0","framesSuppressed":"0","framesDropped":"5","dropsByReason":{"frame_runt":"2","no_peers":"3"},`+
+		`"mssClamped":"0","icmpSent":"0","icmpLimited":"0","packetsFragmented":"0","superframesResegmented":"0","segmentsSplit":"0"},`+
+		`"tapOverflow":"9","networkId":"","mss":0,"mtuLimits":["192.0.2.2"]}`)
 
 	if peers := n.Peers(); len(peers) != 1 {
 		t.Errorf("peers %v", peers)
 	} else {
-		same(t, peers[0], `{"address":"192.0.2.2","localAddress":"","device":"","underlayMtu":0,"overhead":0,"overlayMtu":0,"networks":["blue"],"problem":"no route"}`)
+		same(t, peers[0], `{"address":"192.0.2.2","localAddress":"","device":"","underlayMtu":0,"overhead":0,"overlayMtu":0,"networks":["blue"],"problem":"no route","remoteAddress":"","pathMtu":0,"candidates":[]}`)
 	}
+
+	if paths := n.Paths(); len(paths) != 2 {
+		t.Errorf("paths %v", paths)
+	} else {
+		same(t, paths[0], `{"peer":"192.0.2.2","remote":"203.0.113.2","local":"192.0.2.1","device":"eth0","underlayMtu":1500,"pathMtu":1500,"learned":"probe","learnedTime":"1970-01-01T00:01:40Z",`+
+			`"settled":true,"overhead":[{"name":"outer IPv4","bytes":20},{"name":"UDP","bytes":8},{"name":"VXLAN","bytes":8},{"name":"inner Ethernet","bytes":14}],`+
+			`"overlayMtu":1450,"mssIpv4":1410,"mssIpv6":1390,"blackHoles":"2","moves":"1","candidates":[`+
+			`{"remote":"192.0.2.2","local":"","origin":"stated","state":"lost","pathMtu":0,"chosen":false,"why":"no answer","seenAs":""},`+
+			`{"remote":"203.0.113.2","local":"192.0.2.1","origin":"observed","state":"reachable","rtt":"0.001s","pathMtu":1500,"chosen":true,"why":"","seenAs":"203.0.113.1"}],`+
+			`"networks":["blue"],"problem":"","chosenTime":"1970-01-01T00:01:30Z"}`)
+		if paths[1].LearnedTime != nil || paths[1].ChosenTime != nil || paths[1].Remote != "" {
+			t.Errorf("what is not known became %v", paths[1])
+		}
+	}
+	same(t, n.Probes(), `{"sent":"9","acknowledged":"7","lost":"1","bytesSent":"4","acknowledgementsSent":"6","acknowledgementsLimited":"5","ignoredByReason":{"wrong_source":"11"},`+
+		`"hintsAccepted":"8","hintsIgnoredByReason":{"no_quote":"12"},"blackHoles":"2","moves":"1","overflow":"10","sendErrors":"3"}`)
 
 	drops := n.Drops()
 	if len(drops) != 2 {

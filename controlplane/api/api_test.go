@@ -31,6 +31,12 @@ func content() apitest.Content {
 		},
 		Networks: []*overlaydv1.Network{{Name: "blue", Vni: 42}, {Name: "red", Vni: 43}},
 		Peers:    []*overlaydv1.Peer{{Address: "192.0.2.2"}},
+		Paths: []*overlaydv1.Path{
+			{Peer: "192.0.2.2", PathMtu: 1400, Networks: []string{"blue", "red"}},
+			{Peer: "192.0.2.3", PathMtu: 1500, Networks: []string{"blue"}},
+			{Peer: "192.0.2.4", PathMtu: 1500},
+		},
+		Probes: &overlaydv1.Probes{Sent: 7},
 		FDB: map[string][]*overlaydv1.FDBEntry{"blue": {
 			{Mac: "02:00:00:00:00:01", Vtep: "192.0.2.2"},
 			{Mac: "02:00:00:00:00:02", Vtep: "192.0.2.2"},
@@ -69,6 +75,26 @@ func TestCalls(t *testing.T) {
 	}
 	if res, err := c.ListPeers(ctx, &overlaydv1.ListPeersRequest{}); err != nil || len(res.Peers) != 1 {
 		t.Errorf("ListPeers = %v, %v", res, err)
+	}
+	for network, want := range map[string]string{
+		"":     "blue red 192.0.2.2 192.0.2.3 192.0.2.4",
+		"blue": "blue 192.0.2.2 192.0.2.3",
+		"red":  "red 192.0.2.2",
+	} {
+		res, err := c.ListPaths(ctx, &overlaydv1.ListPathsRequest{Network: network})
+		if err != nil || res.Probes.Sent != 7 {
+			t.Errorf("ListPaths of %q = %v, %v", network, res, err)
+		}
+		var got []string
+		for _, n := range res.GetNetworks() {
+			got = append(got, n.Name)
+		}
+		for _, p := range res.GetPaths() {
+			got = append(got, p.Peer)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("ListPaths of %q: %v, want %s", network, got, want)
+		}
 	}
 	res, err := c.ListDrops(ctx, &overlaydv1.ListDropsRequest{})
 	if err != nil || len(res.Drops) != 2 {

@@ -17,6 +17,9 @@ type Overview interface {
 	Status() *overlaydv1.NodeStatus
 	Networks() []*overlaydv1.Network
 	Peers() []*overlaydv1.Peer
+	// Paths are those to the peers, in the order of their addresses.
+	Paths() []*overlaydv1.Path
+	Probes() *overlaydv1.Probes
 }
 
 // Tables are the forwarding tables of a node.

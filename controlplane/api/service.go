@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +43,24 @@ func (s nodeService) ListNetworks(context.Context, *overlaydv1.ListNetworksReque
 
 func (s nodeService) ListPeers(context.Context, *overlaydv1.ListPeersRequest) (*overlaydv1.ListPeersResponse, error) {
 	return &overlaydv1.ListPeersResponse{Peers: s.node.Peers()}, nil
+}
+
+func (s nodeService) ListPaths(_ context.Context, req *overlaydv1.ListPathsRequest) (*overlaydv1.ListPathsResponse, error) {
+	res := &overlaydv1.ListPathsResponse{Probes: s.node.Probes()}
+	for _, n := range s.node.Networks() {
+		if req.Network == "" || n.Name == req.Network {
+			res.Networks = append(res.Networks, n)
+		}
+	}
+	if req.Network != "" && len(res.Networks) == 0 {
+		return nil, s.noNetwork(req.Network)
+	}
+	for _, p := range s.node.Paths() {
+		if req.Network == "" || slices.Contains(p.Networks, req.Network) {
+			res.Paths = append(res.Paths, p)
+		}
+	}
+	return res, nil
 }
 
 func (s nodeService) ListFDB(_ context.Context, req *overlaydv1.ListFDBRequest) (*overlaydv1.ListFDBResponse, error) {

@@ -40,6 +40,8 @@
 //   - one a call of Propose and of the calls that change the servers, which waits for hashicorp/raft and ends when
 //     that answers. hashicorp/raft forgets to answer when it is shut down at a bad moment; such a goroutine stays.
 //     Closing a session therefore waits for pending calls first.
+//   - one a call of the database, which ends with it. One that waits for a lock which another call left behind when
+//     bbolt panicked stays, as the database does, until the process ends.
 //   - those of hashicorp/raft and of its NetworkTransport, which end with the session.
 //
 // The package must not import gossip, identity or state: they meet in controlplane.

@@ -88,6 +88,7 @@ type store struct {
 	covered func() uint64 // index of the newest snapshot: entries up to there need not be in the log
 
 	broken  atomic.Bool   // bbolt panicked, and may hold its locks for good: it is not called any more
+	broke   chan struct{} // closed then; nil in a store that has one user only
 	last    atomic.Uint64 // index
 	started atomic.Int64  // when the write that is under way began, in ns since epoch; 0 = none
 	epoch   time.Time
@@ -102,26 +103,65 @@ var (
 	_ raft.StableStore = (*store)(nil)
 )
 
-// guard calls the database. A panic of bbolt, or a fault because its mapped file cannot be read any more, becomes an
-// error.
-func (s *store) guard(what string, f func() error) (err error) {
+// abandonAfter is how long a call may go on after another one panicked, which may have left it waiting for a lock for ever.
+const abandonAfter = time.Second
+
+// guard is guarded for what returns nothing.
+func (s *store) guard(what string, f func() error) error {
+	_, err := guarded(s, what, func() (struct{}, error) { return struct{}{}, f() })
+	return err
+}
+
+// guarded calls the database. A panic of bbolt, or a fault because its mapped file cannot be read any more, becomes an
+// error, of this call and of all that wait for what the one that panicked holds.
+func guarded[T any](s *store, what string, f func() (T, error)) (T, error) {
+	var none T
 	if s.broken.Load() {
-		return damaged(s.path, "%s: bbolt panicked before", what)
+		return none, damaged(s.path, "%s: bbolt panicked before", what)
 	}
+	if s.broke == nil {
+		return call(s, what, f)
+	}
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := call(s, what, f)
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-s.broke:
+	}
+	select {
+	case r := <-done: // it is the one that panicked, or had what it needs
+		return r.value, r.err
+	case <-time.After(abandonAfter):
+		return none, damaged(s.path, "%s: bbolt panicked meanwhile", what)
+	}
+}
+
+// call is guarded in the calling goroutine.
+func call[T any](s *store, what string, f func() (T, error)) (value T, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			s.broken.Store(true)
+			if !s.broken.Swap(true) && s.broke != nil {
+				close(s.broke)
+			}
 			err = damaged(s.path, "%s: bbolt panicked: %v", what, p)
 		}
 	}()
-	if err := f(); err != nil {
+	if value, err = f(); err != nil {
 		if errors.Is(err, raft.ErrLogNotFound) || errors.Is(err, raftboltdb.ErrKeyNotFound) {
-			return err
+			return value, err
 		}
-		return fmt.Errorf("%s: %s: %w", s.path, what, err)
+		return value, fmt.Errorf("%s: %s: %w", s.path, what, err)
 	}
-	return nil
+	return value, nil
 }
 
 // write is guard for what changes the file.
@@ -172,15 +212,13 @@ func (s *store) close() error {
 }
 
 // FirstIndex implements raft.LogStore.
-func (s *store) FirstIndex() (i uint64, err error) {
-	err = s.guard("find the first entry", func() error { i, err = s.db.FirstIndex(); return err })
-	return i, err
+func (s *store) FirstIndex() (uint64, error) {
+	return guarded(s, "find the first entry", func() (uint64, error) { return s.db.FirstIndex() })
 }
 
 // LastIndex implements raft.LogStore.
-func (s *store) LastIndex() (i uint64, err error) {
-	err = s.guard("find the last entry", func() error { i, err = s.db.LastIndex(); return err })
-	return i, err
+func (s *store) LastIndex() (uint64, error) {
+	return guarded(s, "find the last entry", func() (uint64, error) { return s.db.LastIndex() })
 }
 
 // GetLog implements raft.LogStore. hashicorp/raft panics if it gets an error for a committed entry; it does not if a
@@ -203,8 +241,12 @@ func (s *store) GetLog(index uint64, l *raft.Log) error {
 
 // entry reads an entry and checks it.
 func (s *store) entry(index uint64, l *raft.Log) error {
-	*l = raft.Log{}
-	if err := s.guard(fmt.Sprintf("read entry %d", index), func() error { return s.db.GetLog(index, l) }); err != nil {
+	read, err := guarded(s, fmt.Sprintf("read entry %d", index), func() (out raft.Log, err error) {
+		err = s.db.GetLog(index, &out)
+		return out, err
+	})
+	*l = read
+	if err != nil {
 		if _, fromSystem := errors.AsType[syscall.Errno](err); fromSystem || isFatal(err) ||
 			errors.Is(err, raft.ErrLogNotFound) || errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 			return err
@@ -269,8 +311,8 @@ func (s *store) Set(key, value []byte) error {
 }
 
 // Get implements raft.StableStore.
-func (s *store) Get(key []byte) (value []byte, err error) {
-	err = s.guard(fmt.Sprintf("read %s", key), func() error { value, err = s.db.Get(key); return err })
+func (s *store) Get(key []byte) ([]byte, error) {
+	value, err := guarded(s, fmt.Sprintf("read %s", key), func() ([]byte, error) { return s.db.Get(key) })
 	if err != nil {
 		return nil, err
 	}

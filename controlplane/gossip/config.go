@@ -22,6 +22,12 @@ type Config struct {
 	// Advertise is where other nodes reach this one.
 	Advertise netip.AddrPort
 
+	// Addresses returns where a member may be reached, if that is at more than the address that it advertises: by its ID or,
+	// if that is "", by one of its addresses; none for one of which nothing is known. The one that is preferred comes first,
+	// but as long as nothing comes from any of them a packet goes to all. nil = each has one. It is called by several
+	// goroutines, and must be cheap.
+	Addresses func(nodeID string, to netip.AddrPort) []netip.AddrPort
+
 	Keys [][]byte // 32 bytes each; the first one seals, all of them open
 
 	// PacketSize returns the UDP payload in bytes that the paths to all members carry: the smallest path MTU

@@ -42,12 +42,12 @@ func (d delegate) NotifyMsg(b []byte) {
 	}
 }
 
-// GetBroadcasts implements memberlist.Delegate. memberlist counts with the largest of all packets.
+// GetBroadcasts implements memberlist.Delegate. memberlist counts with the largest of all packets, and a burst of them.
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	g := d.g
 	room := g.room()
 	// memberlist forgets the length of the message that it adds these to.
-	limit -= maxRoom - room + compoundPartLen
+	limit -= burst*(maxRoom-room) + compoundPartLen
 	present, _ := g.members.counts()
 	return g.queue.take(overhead, limit, maxMessage(room)+1, sendTimes(present))
 }

@@ -46,6 +46,7 @@
 //	events     calls Config.Events                                Run
 //	rejoin     asks for missing managers, forgets the dead        Run
 //	join       one per address, at most 8 at a time, in Join      end with Join
+//	attempt    one per address of a node that has several: dials   ends by itself, 5 s at most, or at Close
 //
 // Close joins all of these. memberlist's own goroutines cannot be joined: Shutdown tells its loops to
 // end and returns, and a probe that is under way waits for its deadline first (1 s, and up to 4 s on a node

@@ -17,7 +17,7 @@ var (
 	ErrQueueFull = errors.New("too many messages wait to be sent")
 )
 
-// maxQueued bounds the messages in a queue, at 1.5 MB: it takes seconds to send as many.
+// maxQueued bounds the messages in a queue, at 1.5 MB: it takes a second and more to send as many.
 const maxQueued = 1024
 
 // queue has the messages that are to be sent, each to several nodes. memberlist has such a queue too, in which

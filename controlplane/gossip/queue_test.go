@@ -130,7 +130,7 @@ func TestMaxMessageFits(t *testing.T) {
 			t.Errorf("packet of %d: the longest message takes %d bytes", packet, len(got[0]))
 		}
 		// And memberlist's arithmetic gives it its place.
-		limit := maxRoom - compoundHeaderLen - (maxRoom - room + compoundPartLen)
+		limit := burst*maxRoom - compoundHeaderLen - (burst*(maxRoom-room) + compoundPartLen)
 		q := newQueue()
 		if err := q.add(m[1:]); err != nil {
 			t.Fatal(err)
@@ -141,22 +141,30 @@ func TestMaxMessageFits(t *testing.T) {
 	}
 }
 
-// What memberlist is given fits beside what it has, in a packet of the path: nothing needs to be cut.
+// What memberlist is given beside what it has goes into a burst of packets that the path carries, and no more.
 func TestGetBroadcastsKeepsToThePath(t *testing.T) {
 	for _, packet := range []int{minPacket, 1252, maxPacket, 9000} {
 		g := &Gossip{members: newMembers("self"), cfg: Config{PacketSize: func() int { return packet }}}
 		g.queue.dropped = &g.count.queueDropped
-		for range 30 {
-			if err := g.queue.add(make([]byte, 100)); err != nil {
+		const messages, length = 200, 250
+		for range messages {
+			if err := g.queue.add(make([]byte, length)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		const first = 80 // bytes of a ping
 		packed := [][]byte{make([]byte, first)}
-		for _, m := range (delegate{g}).GetBroadcasts(compoundPartLen+1, maxRoom-compoundHeaderLen-first) {
+		for _, m := range (delegate{g}).GetBroadcasts(compoundPartLen+1, burst*maxRoom-compoundHeaderLen-first) {
 			packed = append(packed, append([]byte{partUser}, m...))
 		}
-		if got := join(packed, g.room()); len(got) != 1 || len(packed) < 3 {
+		got := join(packed, g.room())
+		for _, p := range got {
+			if len(p) > g.room() {
+				t.Errorf("packet of %d: one with %d bytes, %d fit", packet, len(p), g.room())
+			}
+		}
+		// What does not fill a packet to its end costs another one at most for each that holds two messages or more.
+		if each := g.room() / (length + compoundPartLen + 2); len(got) > 2*burst || len(packed)-1 < burst*max(each-1, 1) {
 			t.Errorf("packet of %d: %d messages with a ping take %d packets", packet, len(packed)-1, len(got))
 		}
 	}

@@ -29,6 +29,7 @@ type transport struct {
 	sent    func(part []byte)
 	got     func(part []byte)
 	count   *counters
+	routes  routes
 
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -83,16 +84,14 @@ func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 		t.sent(p)
 	}
 	var errs []error
-	ring, room := t.keys.Load(), t.room()
+	ring, room, to := t.keys.Load(), t.room(), t.routes.to(a)
 	for _, plain := range join(ps, room) {
 		if len(plain) > room {
 			t.count.oversize.Add(1) // nothing that memberlist sends is so long; perhaps it gets there
 		}
 		sealed, err := ring.sealPacket(t.cluster, plain)
 		if err == nil {
-			t.count.packetsSent.Add(1)
-			t.count.bytesSent.Add(uint64(len(sealed)))
-			_, err = t.inner.WriteTo(sealed, a.Addr)
+			err = t.write(sealed, to)
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -102,6 +101,25 @@ func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 		return time.Time{}, errs[0] // memberlist looks at its type
 	}
 	return time.Now(), errors.Join(errs...)
+}
+
+// write sends one packet to all addresses of a list. That it does not leave for some is no error, if it does for one.
+func (t *transport) write(sealed []byte, to []string) error {
+	var failed error
+	sent := false
+	for _, addr := range to {
+		t.count.packetsSent.Add(1)
+		t.count.bytesSent.Add(uint64(len(sealed)))
+		if _, err := t.inner.WriteTo(sealed, addr); err != nil {
+			failed = err
+		} else {
+			sent = true
+		}
+	}
+	if sent {
+		return nil
+	}
+	return failed
 }
 
 // takePackets is the goroutine "packets".
@@ -120,6 +138,7 @@ func (t *transport) takePackets() {
 				t.count.reject(errMalformed)
 				continue
 			}
+			t.routes.note(p.From)
 			t.count.packetsReceived.Add(1)
 			t.count.bytesReceived.Add(uint64(len(p.Buf)))
 			for _, part := range ps {
@@ -142,7 +161,7 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 
 // DialAddressTimeout implements memberlist.NodeAwareTransport.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	c, err := t.inner.DialTimeout(a.Addr, timeout)
+	c, err := t.routes.dial(a, timeout, t.inner.DialTimeout)
 	if err != nil {
 		return nil, err
 	}

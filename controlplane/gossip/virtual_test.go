@@ -66,6 +66,29 @@ func TestConverge(t *testing.T) {
 	})
 }
 
+// A burst, as when a host starts many containers, does not make what comes after it wait.
+func TestBurst(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		c := newCluster(t, 5, nil)
+		c.join()
+		within(t, 10*time.Second, "all five know each other", func() bool { return full(c.nodes) })
+		const messages = 500
+		for i := range messages {
+			if err := c.nodes[0].Broadcast(message(i, 250)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		last := string(message(messages-1, 250))
+		took := within(t, 5*time.Second, "the last message is everywhere", func() bool {
+			return !slices.ContainsFunc(c.nodes[1:], func(n *node) bool { return n.count(last) == 0 })
+		})
+		t.Logf("the last of %d messages is everywhere after %v", messages, took)
+		if took > time.Second {
+			t.Errorf("the last of %d messages was everywhere after %v, want 1 s at most", messages, took)
+		}
+	})
+}
+
 // Without others that spread it a message reaches some of the members, and with a bad signature nobody spreads it.
 func TestRefusedMessageIsNotSpread(t *testing.T) {
 	virtual(t, func(t *testing.T) {

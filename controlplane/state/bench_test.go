@@ -123,6 +123,54 @@ func BenchmarkMillion(b *testing.B) {
 		runtime.KeepAlive(&buf)
 		runtime.KeepAlive(restored)
 	})
+	b.Run("load", func(b *testing.B) {
+		var buf bytes.Buffer
+		if _, err := s.PublicSnapshot().WriteTo(&buf); err != nil {
+			b.Fatal(err)
+		}
+		before := heap()
+		r := NewReplica()
+		for b.Loop() { // the first time into an empty copy, and then without a difference
+			if _, err := r.Load(bytes.NewReader(buf.Bytes())); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(heap()-before)/n, "B/endpoint")
+		runtime.KeepAlive(&buf)
+		runtime.KeepAlive(r)
+	})
+	b.Run("adopt", func(b *testing.B) {
+		before := heap()
+		r := NewReplica()
+		for b.Loop() {
+			if _, err := r.Adopt(s); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(heap()-before)/n, "B/endpoint")
+		runtime.KeepAlive(r)
+	})
+	b.Run("apply", func(b *testing.B) {
+		r := NewReplica()
+		if _, err := r.Adopt(s); err != nil {
+			b.Fatal(err)
+		}
+		e := s.EndpointByName(network.Id, "web-00000")
+		for i := r.Index(); b.Loop(); i++ {
+			e.Index, e.Generation, e.Node = i+1, e.Generation+1, id(3+int(i%2))
+			batch := &statev1.Batch{ClusterId: cluster, Previous: i, Index: i + 1, Deltas: []*statev1.Delta{{Index: i + 1, Endpoint: e}}}
+			if ok, err := r.Apply(batch); !ok || err != nil {
+				b.Fatal(ok, err)
+			}
+		}
+	})
+	b.Run("endpoints", func(b *testing.B) {
+		for b.Loop() {
+			if len(s.Endpoints("", "")) != n {
+				b.Fatal("not all")
+			}
+		}
+	})
 	b.Run("digest", func(b *testing.B) {
 		for b.Loop() {
 			s.Digest()

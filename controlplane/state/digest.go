@@ -28,6 +28,18 @@ func (t *Tables) Digest() map[uint32]uint64 {
 	return out
 }
 
+// Position returns the index, and one number for all that Digest returns, of the same moment. Copies at the same index
+// that have different numbers are not the same, which one cannot tell from an index and a digest taken one after the other.
+func (t *Tables) Position() (index, sum uint64) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	sum = t.c.nodeSum
+	for _, seg := range t.c.segments {
+		sum += seg.sum // of networks, in no order
+	}
+	return t.c.index, sum
+}
+
 // The digests of records are added up modulo 2^64, which needs no order and can be taken back. Each is the first 64
 // bits of the SHA-256 of a form of the record of this package's own: how protobuf encodes is not fixed over versions.
 // Variable parts have their length before them, so that no two records have the same form.

@@ -1,5 +1,7 @@
 package state
 
+import "slices"
+
 // index finds the endpoint that has a key: a name, an address, all on one network. It is a hash table with linear probing
 // of nothing but pointers: the key is looked up in the endpoint. That takes 11 to 22 bytes an endpoint, where a map that
 // holds the keys takes three times as much.
@@ -43,6 +45,13 @@ func (x *index) put(e *endpoint) {
 		x.used++
 	}
 	x.slots[i] = e
+}
+
+// clone returns an index of its own with the same endpoints in it.
+func (x *index) clone() *index {
+	out := *x
+	out.slots = slices.Clone(x.slots)
+	return &out
 }
 
 // remove takes out the endpoint with e's key.

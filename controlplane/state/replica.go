@@ -212,13 +212,35 @@ func (r *Replica) Load(in io.Reader) ([]*statev1.Delta, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load a snapshot into the copy: %w", err)
 	}
+	deltas, err := r.become(x.content)
+	if err != nil {
+		return nil, fmt.Errorf("load a snapshot into the copy: %w", err)
+	}
+	return deltas, nil
+}
+
+// Adopt makes the copy what a store of the same process is, as Load does with its PublicSnapshot. The two share the
+// records of endpoints, and what finds them as far as it stays the same, so that a manager has most of it in memory once.
+func (r *Replica) Adopt(s *Store) ([]*statev1.Delta, error) {
+	s.mu.Lock()
+	c := s.c.share()
+	s.mu.Unlock()
+	deltas, err := r.become(c)
+	if err != nil {
+		return nil, fmt.Errorf("make the copy what the managers' state is: %w", err)
+	}
+	return deltas, nil
+}
+
+// become replaces the content, and returns the deltas from the old one to the new.
+func (r *Replica) become(c *content) ([]*statev1.Delta, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.c.clusterID != "" && x.clusterID != r.c.clusterID {
-		return nil, fmt.Errorf("load a snapshot into the copy: it is of cluster %q, and the copy of cluster %q: find out who sent it", x.clusterID, r.c.clusterID)
+	if r.c.clusterID != "" && c.clusterID != r.c.clusterID {
+		return nil, fmt.Errorf("it is of cluster %q, and the copy of cluster %q: find out who sent it", c.clusterID, r.c.clusterID)
 	}
-	deltas := difference(r.c, x.content)
-	r.c = x.content
+	deltas := difference(r.c, c)
+	r.c = c
 	return deltas, nil
 }
 

@@ -3,6 +3,7 @@ package state
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -79,6 +80,56 @@ func TestReplicaGoesBack(t *testing.T) {
 	}
 	if r.Index() != deltas[0].Index || !bytes.Equal(copyOf(t, r), old) {
 		t.Error("the copy is not what was loaded")
+	}
+}
+
+// TestAdopt: a copy that was made what the store is goes its own way from there, and so does the store.
+func TestAdopt(t *testing.T) {
+	w := smallWorld(t)
+	blue := w.NetworkByName("blue")
+	gone := w.endpoint(blue, "gone")
+	old := replicaOf(t, w)
+	w.must(&statev1.RemoveEndpoint{Id: gone.Id})
+	web := w.must(&statev1.MoveEndpoint{Id: w.EndpointByName(blue.Id, "web").Id, Node: id(1)}).Endpoint
+	deltas, err := old.Adopt(w.Store)
+	if err != nil || len(deltas) != 2 || deltas[0].RemovedEndpoint != gone.Id || !proto.Equal(deltas[1].Endpoint, web) {
+		t.Errorf("%v, %v", deltas, err)
+	}
+	r, fresh := NewReplica(), NewReplica()
+	for _, x := range []*Replica{r, fresh} {
+		if _, err := x.Adopt(w.Store); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := snapshotOf(t, w.PublicSnapshot())
+	if !bytes.Equal(copyOf(t, r), at) || !maps.Equal(r.Digest(), w.Digest()) {
+		t.Error("the copy is not what the store is")
+	}
+	from := len(w.batches)
+	red := w.network("red", "10.43.0.0/24")
+	w.endpoint(red, "db")
+	w.endpoint(blue, "db")
+	w.must(&statev1.MoveEndpoint{Id: web.Id, Node: id(2)})
+	w.must(&statev1.UpdateNode{Id: id(2), Name: "renamed"})
+	w.must(&statev1.AddNode{Node: testNode(9, worker)})
+	w.must(&statev1.RemoveEndpoint{Id: web.Id})
+	if !bytes.Equal(copyOf(t, r), at) {
+		t.Error("the copy changed with the store")
+	}
+	moved := snapshotOf(t, w.PublicSnapshot())
+	for _, b := range w.batches[from:] {
+		if ok, err := r.Apply(b); !ok || err != nil {
+			t.Fatalf("%v, %v", ok, err)
+		}
+	}
+	if !bytes.Equal(copyOf(t, r), moved) || !maps.Equal(r.Digest(), w.Digest()) {
+		t.Error("the copy does not follow the store")
+	}
+	if !bytes.Equal(copyOf(t, fresh), at) || !bytes.Equal(snapshotOf(t, w.PublicSnapshot()), moved) || fresh.EndpointByName(blue.Id, "web") == nil {
+		t.Error("one copy changed with another")
+	}
+	if _, err := r.Adopt(NewStore()); err == nil || !strings.Contains(err.Error(), "cluster") {
+		t.Errorf("of another cluster: %v", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"sync"
 
@@ -94,6 +95,28 @@ func newContent(alloc *allocator) *content {
 		alloc:  alloc,
 	}
 }
+
+// share returns a content of its own with the same things in it, without what gives out addresses. Records, which are
+// never changed, are in both, and the trees until they are changed. The lock must be held for writing: a tree that is
+// cloned is changed, although not in what it holds.
+func (c *content) share() *content {
+	out := *c
+	out.alloc = nil
+	out.nodes, out.nodeAddrs = c.nodes.Clone(), c.nodeAddrs.Clone()
+	out.nodeNames, out.nodeKeys = maps.Clone(c.nodeNames), maps.Clone(c.nodeKeys)
+	out.networks, out.subnets = c.networks.Clone(), c.subnets.Clone()
+	out.netNames, out.vnis = maps.Clone(c.netNames), maps.Clone(c.vnis)
+	out.segments = make(map[uint64]*segment, len(c.segments))
+	for id, seg := range c.segments {
+		own := *seg
+		out.segments[id] = &own
+	}
+	out.byID, out.byNode, out.byNetwork, out.byLease = c.byID.clone(), c.byNode.clone(), c.byNetwork.clone(), c.byLease.clone()
+	out.byMAC, out.byIP4, out.byIP6, out.byName = c.byMAC.clone(), c.byIP4.clone(), c.byIP6.clone(), c.byName.clone()
+	return &out
+}
+
+func (t endpointTree) clone() endpointTree { return endpointTree{t.Clone()} }
 
 // newIndex makes an index by what key returns, and the network.
 func newIndex[K comparable](key func(*endpoint) K) *index {

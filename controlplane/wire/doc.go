@@ -7,7 +7,8 @@
 // way: an honest handshake is short, one that is held open is not.
 //
 // Goroutines. accept is Listener.Run itself. handshake is one for each connection until it is handed over or refused.
-// stop waits for the end of Run's context. Run joins them all. A connection that was handed over belongs to whoever
+// stop waits for the end of Run's context. Run joins them all. attempt is one for each address that First tries: it ends when
+// its call does, which First's return asks for but does not wait for. A connection that was handed over belongs to whoever
 // accepted it.
 //
 // A Listener is safe for use by several goroutines. The package does not know what a certificate says: it must not

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/overlayd/overlayd/controlplane"
@@ -37,6 +38,9 @@ type attachment struct {
 }
 
 func loadAttachments(file string) (map[string]*attachment, error) {
+	if err := tidyFiles(file); err != nil {
+		return nil, fmt.Errorf("remove what a crash has left beside %s: %w", file, err)
+	}
 	out := map[string]*attachment{}
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -53,6 +57,20 @@ func loadAttachments(file string) (map[string]*attachment, error) {
 		out[a.ID] = a
 	}
 	return out, nil
+}
+
+// tidyFiles removes what a crash has left of files that save was writing.
+func tidyFiles(file string) error {
+	entries, err := os.ReadDir(filepath.Dir(file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), filepath.Base(file)+".") {
+			err = errors.Join(err, os.Remove(filepath.Join(filepath.Dir(file), e.Name())))
+		}
+	}
+	return err
 }
 
 // save writes the file anew, as a whole or not at all. f.mu is held.
@@ -212,6 +230,21 @@ func (f *Follower) find(n *network, id string) (vtep.Attached, error) {
 	return vtep.Attached{}, errors.New("its interface vanished while it was being attached: is the namespace still there?")
 }
 
+// forgetAttached removes what is left of what was attached, and the notes of it, when this host has left its cluster. f.mu is
+// held, and there is a VTEP.
+func (f *Follower) forgetAttached() {
+	if _, err := f.vtep.RemoveOrphans(nil); err != nil {
+		f.log.Warn("cannot remove what is left of the networks of the cluster", "error", err)
+	}
+	if len(f.attached) == 0 {
+		return
+	}
+	clear(f.attached)
+	if err := f.save(); err != nil {
+		f.log.Warn("cannot note down that nothing is attached any more", "error", err)
+	}
+}
+
 // Detach takes the interface of an endpoint away, if it is on this host.
 func (f *Follower) Detach(id string) error {
 	f.mu.Lock()
@@ -300,6 +333,9 @@ func (f *Follower) Problems() []string {
 	if f.noVTEP != "" {
 		out = append(out, "this host does not forward for the cluster: "+f.noVTEP)
 	}
+	if f.reached.problem != "" {
+		out = append(out, f.reached.problem)
+	}
 	for id, n := range f.networks {
 		if n.problem != "" {
 			out = append(out, "network "+n.name(id)+": "+n.problem)
@@ -316,6 +352,8 @@ func (f *Follower) tidy(ctx context.Context) {
 	if f.vtep == nil {
 		f.openUnderlay()
 	}
+	f.stateNodes()
+	f.forgetNodes()
 	var confirm, gone []*attachment
 	for id, n := range f.networks {
 		if n.problem != "" {

@@ -1,6 +1,7 @@
 // Package cluster joins the control plane of a host to its VTEP, and is what the local API serves of both.
 //
-// A Follower brings to the VTEP what the control plane knows: a network is there as long as this host has endpoints on
+// A Follower brings to the VTEP what the control plane knows: at which addresses the other hosts may be reached, and the keys
+// that seal path probes between them. A network is there as long as this host has endpoints on
 // it, with the other hosts that have some as its peers and their endpoints in its tables. It also remembers, in a file,
 // which interfaces were attached on this host, so that a restarted daemon finds them again. A Service answers the
 // requests of operators.

@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -37,11 +39,15 @@ func (s *Service) AddEndpoint(ctx context.Context, req *overlaydv1.AddEndpointRe
 	add := &statev1.AddEndpoint{
 		Network: n.Id, Node: self, Name: req.Name, Ips: req.Ips, LeaseEnd: timestamppb.New(time.Now().Add(leaseTime)),
 	}
-	if req.Mac != "" {
+	switch {
+	case req.Mac != "":
 		mac, err := addr.ParseMAC(req.Mac)
 		if err != nil {
 			return nil, api.Errorf(api.Invalid, "mac", "%q is no MAC address", req.Mac)
 		}
+		add.Mac = mac[:]
+	case len(req.Ips) > 0:
+		mac := macFor(n.Id, req.Ips[0])
 		add.Mac = mac[:]
 	}
 	res, err := s.cp.Propose(ctx, &statev1.Command{Kind: &statev1.Command_AddEndpoint{AddEndpoint: add}})
@@ -66,6 +72,19 @@ func (s *Service) AddEndpoint(ctx context.Context, req *overlaydv1.AddEndpointRe
 		e = now
 	}
 	return &overlaydv1.AddEndpointResponse{Endpoint: s.showEndpoint(e, map[string]vtep.Attached{e.Id: got})}, nil
+}
+
+// macFor returns the MAC address of the endpoints that are added with a stated IP address: always the same, locally
+// administered and of one station (IEEE 802, 8.4). An endpoint that moves keeps its address, and its neighbours keep what they
+// know of it for half a minute and more; with another MAC it would not be reached for as long.
+func macFor(network, ip string) addr.MAC {
+	if a, err := netip.ParseAddr(ip); err == nil {
+		ip = a.String() // one address may be written in several ways
+	}
+	sum := sha256.Sum256([]byte(network + " " + ip))
+	mac := addr.MAC(sum[:6])
+	mac[0] = mac[0]&^1 | 2
+	return mac
 }
 
 // release gives back what was leased for an endpoint that could not be attached. If that fails, the lease ends by itself.

@@ -32,6 +32,12 @@ type fake struct {
 	networks map[string]*fakeNetwork
 	left     map[string][]string // unclaimed, by network
 	orphans  []addr.VNI          // kept
+
+	nodes  map[netip.Addr]vtep.Node
+	keys   [][]byte
+	self   netip.Addr
+	paths  []vtep.PathStatus
+	traced bool // calls about nodes are among the calls
 }
 
 type fakeNetwork struct {
@@ -42,7 +48,7 @@ type fakeNetwork struct {
 }
 
 func newFake() *fake {
-	return &fake{fail: map[string]error{}, networks: map[string]*fakeNetwork{}, left: map[string][]string{}}
+	return &fake{fail: map[string]error{}, networks: map[string]*fakeNetwork{}, left: map[string][]string{}, nodes: map[netip.Addr]vtep.Node{}}
 }
 
 func (f *fake) call(verb, format string, args ...any) error {
@@ -191,6 +197,45 @@ func (f *fake) RemoveOrphans(keep []addr.VNI) ([]addr.VNI, error) {
 	defer f.mu.Unlock()
 	f.orphans = keep
 	return nil, nil
+}
+
+func (f *fake) SetNode(n vtep.Node) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.traced {
+		if err := f.call("node", "%v %v", n.Address, n.Candidates); err != nil {
+			return err
+		}
+	}
+	f.nodes[n.Address] = n
+	return nil
+}
+
+func (f *fake) RemoveNode(a netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.traced {
+		_ = f.call("forget", "%v", a)
+	}
+	delete(f.nodes, a)
+}
+
+func (f *fake) SetProbeKeys(keys [][]byte, self netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.traced {
+		if err := f.call("keys", "%d %v", len(keys), self); err != nil {
+			return err
+		}
+	}
+	f.keys, f.self = keys, self
+	return nil
+}
+
+func (f *fake) Paths() []vtep.PathStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.paths
 }
 
 var errFake = errors.New("no such luck")

@@ -33,6 +33,10 @@ type VTEP interface {
 	Attachments(network string) []vtep.Attached
 	Unclaimed(network string) ([]string, error)
 	RemoveOrphans(keep []addr.VNI) (removed []addr.VNI, err error)
+	SetNode(vtep.Node) error
+	RemoveNode(address netip.Addr)
+	SetProbeKeys(keys [][]byte, self netip.Addr) error
+	Paths() []vtep.PathStatus
 }
 
 // Underlay opens and closes the VTEP of a host that has one only while it is in a cluster.
@@ -56,6 +60,7 @@ type Follower struct {
 	local    []netip.Addr
 	noVTEP   string // why there is none; "" when nothing is known against it
 	nodes    map[string]*statev1.Node
+	reached  reached
 	networks map[string]*network
 	at       map[string]*network    // by ID of the endpoint
 	attached map[string]*attachment // by ID of the endpoint
@@ -79,7 +84,7 @@ type network struct {
 // NewFollower returns a follower that keeps what is attached in file. Run has to be called.
 func NewFollower(cp *controlplane.Node, u Underlay, file string, log *slog.Logger) (*Follower, error) {
 	f := &Follower{
-		cp: cp, underlay: u, file: file, log: log,
+		cp: cp, underlay: u, file: file, log: log, reached: newReached(),
 		nodes: map[string]*statev1.Node{}, networks: map[string]*network{}, at: map[string]*network{},
 	}
 	f.caught = sync.NewCond(&f.mu)
@@ -124,6 +129,7 @@ func (f *Follower) take(u controlplane.Update) {
 	dirty := map[string]bool{}
 	if u.Reset {
 		f.nodes, f.at = map[string]*statev1.Node{}, map[string]*network{}
+		f.reached.lookAtAll()
 		for id, n := range f.networks {
 			for e := range n.endpoints {
 				n.drop(e)
@@ -150,6 +156,7 @@ func (f *Follower) take(u controlplane.Update) {
 	if f.vtep != nil || f.noVTEP == "" || u.Reset { // or else it is tried again now and then
 		f.openUnderlay()
 	}
+	f.stateNodes()
 	// Those that are gone come first: others may have their names and VNIs now.
 	for _, gone := range []bool{true, false} {
 		for id := range dirty {
@@ -158,6 +165,7 @@ func (f *Follower) take(u controlplane.Update) {
 			}
 		}
 	}
+	f.forgetNodes()
 	f.caught.Broadcast()
 }
 
@@ -172,10 +180,11 @@ func (f *Follower) note(d *statev1.Delta, dirty, there map[string]bool) {
 		f.network(d.RemovedNetwork).state = nil
 		dirty[d.RemovedNetwork] = true
 	case d.Node != nil:
-		f.nodes[d.Node.Id] = d.Node
+		f.nodes[d.Node.Id], f.reached.look[d.Node.Id] = d.Node, true
 		f.mark(d.Node.Id, dirty)
 	case d.RemovedNode != "":
 		delete(f.nodes, d.RemovedNode)
+		f.reached.look[d.RemovedNode] = true
 		f.mark(d.RemovedNode, dirty)
 	case d.Endpoint != nil:
 		n := f.network(d.Endpoint.Network)
@@ -251,6 +260,10 @@ func (f *Follower) openUnderlay() {
 			return
 		}
 		f.vtep, f.local, f.noVTEP = v, local, ""
+		for id := range f.nodes {
+			f.reached.look[id] = true
+		}
+		f.stateNodes()
 		var keep []addr.VNI
 		for _, a := range f.attached {
 			keep = append(keep, addr.VNI(a.VNI)) // also of networks that an old copy does not know
@@ -266,6 +279,8 @@ func (f *Follower) openUnderlay() {
 			f.networks[id].state = nil
 			f.settle(id)
 		}
+		f.leaveNodes()
+		f.forgetAttached()
 		if err := f.underlay.Close(); err != nil {
 			f.log.Warn("the end of the VTEP was not in order", "error", err)
 		}
@@ -274,16 +289,6 @@ func (f *Follower) openUnderlay() {
 	if self == "" {
 		f.noVTEP = ""
 	}
-}
-
-func addresses(n *statev1.Node) []netip.Addr {
-	var out []netip.Addr
-	for _, s := range n.Addresses {
-		if a, err := netip.ParseAddr(s); err == nil {
-			out = append(out, a)
-		}
-	}
-	return out
 }
 
 // hasAttached reports whether this host has interfaces on a network.
@@ -437,16 +442,6 @@ func (f *Follower) mapping(n *network, id string) (addr.Mapping, bool) {
 		}
 	}
 	return m, m.VTEP.IsValid()
-}
-
-// reach returns the address of a node that this host sends to: its preferred one of a family that this host has.
-func (f *Follower) reach(n *statev1.Node) netip.Addr {
-	for _, a := range addresses(n) {
-		if slices.ContainsFunc(f.local, func(l netip.Addr) bool { return l.Is4() == a.Is4() }) {
-			return a
-		}
-	}
-	return netip.Addr{}
 }
 
 func gateways(n *statev1.Network) []netip.Addr {

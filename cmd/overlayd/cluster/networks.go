@@ -46,6 +46,9 @@ func (s *Service) CreateNetwork(ctx context.Context, req *overlaydv1.CreateNetwo
 			return nil, api.Errorf(api.Exists, fmt.Sprintf("subnets[%d]", i), "%v overlaps with a route of this host, %s: choose another subnet", p, r)
 		}
 	}
+	if err := s.fits(req.Mtu); err != nil {
+		return nil, err
+	}
 	res, err := s.cp.Propose(ctx, &statev1.Command{Kind: &statev1.Command_CreateNetwork{CreateNetwork: &statev1.CreateNetwork{
 		Name: req.Name, Vni: req.Vni, Subnets: req.Subnets, Gateways: req.Gateways, Mtu: req.Mtu,
 	}}})

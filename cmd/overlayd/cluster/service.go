@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"strings"
 
@@ -51,8 +50,7 @@ func known(err error) error {
 		return nil
 	}
 	if r, ok := errors.AsType[controlplane.Refusal](err); ok {
-		_, field, _ := strings.Cut(r.Field, ".") // without the name of the command
-		return api.Errorf(api.Kind(r.Kind), field, "%s", r.Message)
+		return api.Errorf(api.Kind(r.Kind), fieldOf(r.Field), "%s", r.Message)
 	}
 	switch {
 	case errors.Is(err, controlplane.ErrNotMember):
@@ -86,6 +84,37 @@ func known(err error) error {
 		return api.Errorf(kind, "", "%s", textOf(err))
 	}
 	return err
+}
+
+// fieldOf turns the field of a command, or of controlplane.Options, into that of the request which it was made of. It is ""
+// where the request has none: what this daemon filled in by itself, no operator can put right.
+func fieldOf(field string) string {
+	command, field, _ := strings.Cut(field, ".")
+	switch command {
+	case "bootstrap", "add_node":
+		switch {
+		case field == "node.name":
+			return "name"
+		case strings.HasPrefix(field, "node.addresses"):
+			return "advertise" + strings.TrimPrefix(field, "node.addresses")
+		}
+		return ""
+	case "update_node", "remove_node":
+		if field == "id" {
+			return "node"
+		}
+	case "remove_network":
+		return "network"
+	case "remove_endpoint":
+		return "endpoint"
+	case "confirm_endpoint", "restore":
+		return ""
+	case "add_endpoint":
+		if field == "node" || field == "lease_end" {
+			return ""
+		}
+	}
+	return field
 }
 
 // textOf is an error without the codes of the protocol.
@@ -144,40 +173,9 @@ func (s *Service) options(advertise []string, name string, remotes []string) (co
 	if o.Name == "" {
 		o.Name = s.name
 	}
-	local := false
-	for _, t := range advertise {
-		a, err := netip.ParseAddr(t)
-		if err != nil {
-			return o, api.Errorf(api.Invalid, "advertise", "%q is no IP address", t)
-		}
-		if _, ok := s.host.HasAddress(a); ok {
-			local = true
-		}
-		o.Addresses = append(o.Addresses, a)
-	}
-	if len(advertise) > 0 {
-		if !local {
-			return o, api.Errorf(api.Invalid, "advertise", "none of %s is on an interface of this host: state one that is, before those that only lead to it", strings.Join(advertise, ", "))
-		}
-		return o, nil
-	}
-	var to netip.Addr
-	for _, r := range remotes {
-		host, _, err := net.SplitHostPort(r)
-		if err != nil {
-			host = r
-		}
-		if a, err := netip.ParseAddr(host); err == nil {
-			to = a
-			break
-		}
-	}
-	a, err := s.host.SourceTo(to)
-	if err != nil {
-		return o, api.Errorf(api.Invalid, "advertise", "none is stated, and none can be derived: %w: use --advertise", err)
-	}
-	o.Addresses = append(o.Addresses, a)
-	return o, nil
+	var err error
+	o.Addresses, err = candidates(s.host, advertise, remotes)
+	return o, err
 }
 
 // Leave takes this host out of its cluster.

@@ -64,17 +64,15 @@ func (c *Config) checkUnderlay(facts Facts) error {
 	if policies := []string{"auto", "on", "off"}; !slices.Contains(policies, u.Checksum) {
 		return c.failf("underlay.checksum", "%q is not a policy: choose from %s", u.Checksum, strings.Join(policies, ", "))
 	}
-	var have [7]bool // by family
+	used := map[netip.Addr]string{}
 	for i, a := range u.Addresses {
 		path := fmt.Sprintf("underlay.addresses[%d]", i)
 		if err := unicast(a); err != nil {
 			return c.At(path, err)
 		}
-		f := mtu.FamilyOf(a)
-		if have[f] {
-			return c.failf(path, "%v is a second %v address: keep one for each family", a, f)
+		if err := once(c, used, a, path, "the address"); err != nil {
+			return err
 		}
-		have[f] = true
 		if _, local := facts.HasAddress(a); !local {
 			return c.failf(path, "%v is on no interface of this host: give one that `ip address` shows, or take the key out to have it chosen by the route to the peers", a)
 		}

@@ -49,7 +49,7 @@ type Config struct {
 // Underlay says how datagrams travel between hosts.
 type Underlay struct {
 	Port      int          `yaml:"port"`
-	Addresses []netip.Addr `yaml:"addresses"` // at most one a family; default: the source of the route to the peers
+	Addresses []netip.Addr `yaml:"addresses"` // in order of preference; default: the sources of the routes to the peers
 	TTL       int          `yaml:"ttl"`
 	Checksum  string       `yaml:"checksum"` // auto, on or off
 }
@@ -71,7 +71,8 @@ type Network struct {
 	Peers       []netip.Addr   `yaml:"peers"`
 	Learning    bool           `yaml:"learning"` // default: true
 	AllowNested bool           `yaml:"allow_nested"`
-	MTU         mtu.OverlayMTU `yaml:"mtu"` // default: derived from the underlay
+	MTU         mtu.OverlayMTU `yaml:"mtu"` // default: what the paths to the peers carry
+	MSS         mtu.MSS        `yaml:"mss"` // default: what each path carries
 	Endpoints   []Endpoint     `yaml:"endpoints"`
 }
 

@@ -88,6 +88,7 @@ networks:
     learning: false
     allow_nested: true
     mtu: 1400
+    mss: 1360
     endpoints:
       - {mac: "02:42:0a:2a:00:02", ips: [10.42.0.2, "fd42::2"], vtep: 192.0.2.2}
       - mac: 02:42:0a:2a:00:03
@@ -112,6 +113,7 @@ networks:
 			Peers:       []netip.Addr{v4, v6},
 			AllowNested: true,
 			MTU:         1400,
+			MSS:         1360,
 			Mappings: []addr.Mapping{
 				{VNI: addr.MaxVNI, MAC: mac("02:42:0a:2a:00:02"), IPs: []netip.Addr{netip.MustParseAddr("10.42.0.2"), netip.MustParseAddr("fd42::2")}, VTEP: v4},
 				{VNI: addr.MaxVNI, MAC: mac("02:42:0a:2a:00:03"), VTEP: v6},
@@ -122,6 +124,16 @@ networks:
 	}
 	if got := c.VTEP(nil); !reflect.DeepEqual(got, want) {
 		t.Errorf("VTEP config\n%+v\nwant\n%+v", got, want)
+	}
+}
+
+// TestSeveralUnderlayAddresses states two of one family.
+func TestSeveralUnderlayAddresses(t *testing.T) {
+	known := facts()
+	known.HasAddress = func(netip.Addr) (string, bool) { return "eth0", true }
+	c, err := parse("f", []byte("underlay: {addresses: [192.0.2.1, 198.51.100.1, \"2001:db8::1\"]}\nnetworks: [{name: blue, vni: 42, device: blue0}]"), nil, known)
+	if err != nil || len(c.VTEP(nil).Underlay.Addresses) != 3 {
+		t.Errorf("%+v, %v", c, err)
 	}
 }
 
@@ -212,7 +224,7 @@ func TestLoadRefusesWhatIsNoFile(t *testing.T) {
 }
 
 func TestNearest(t *testing.T) {
-	known := []string{"name", "vni", "device", "address", "peers", "learning", "allow_nested", "mtu", "endpoints"}
+	known := []string{"name", "vni", "device", "address", "peers", "learning", "allow_nested", "mtu", "mss", "endpoints"}
 	for word, want := range map[string]string{
 		"vnii": "vni", "peer": "peers", "adress": "address", "Learning": "learning", "allow-nested": "allow_nested",
 		"mut": "mtu", "endpoint": "endpoints", "devcie": "device",

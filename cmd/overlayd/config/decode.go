@@ -201,6 +201,8 @@ func setter(dst reflect.Value) (set func(text string) error, ok bool) {
 		}, true
 	case *int:
 		return func(s string) (err error) { *p, err = number(s); return err }, true
+	case *mtu.MSS:
+		return func(s string) error { n, err := number(s); *p = mtu.MSS(n); return err }, true
 	case *mtu.OverlayMTU:
 		return func(s string) error { n, err := number(s); *p = mtu.OverlayMTU(n); return err }, true
 	case *addr.VNI:

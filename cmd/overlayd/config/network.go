@@ -14,6 +14,7 @@ import (
 const (
 	maxDevice = 15    // bytes: IFNAMSIZ holds 16 with the NUL
 	maxPath   = 65535 // bytes of the largest IP packet
+	minMSS    = 88    // bytes: what Linux takes for the least that a peer can mean (TCP_MIN_MSS)
 )
 
 // taken holds what may be used once only, with the path of the key that uses it.
@@ -69,6 +70,9 @@ func (c *Config) checkNetwork(i int, facts Facts, seen taken) error {
 	if err := c.checkMTU(n, base); err != nil {
 		return err
 	}
+	if err := c.checkMSS(n, base); err != nil {
+		return err
+	}
 	return c.checkEndpoints(n, base)
 }
 
@@ -110,6 +114,28 @@ func (c *Config) checkMTU(n *Network, base string) error {
 		if p.Addr().Is6() && !n.MTU.CarriesIPv6() {
 			return c.failf(path, "%d is too small for the IPv6 address %v: choose at least %d", n.MTU, p, mtu.MinIPv6)
 		}
+	}
+	for _, e := range n.Endpoints {
+		for _, ip := range e.IPs {
+			if ip.Is6() && !n.MTU.CarriesIPv6() {
+				return c.failf(path, "%d is too small for the IPv6 address %v of an endpoint: choose at least %d", n.MTU, ip, mtu.MinIPv6)
+			}
+		}
+	}
+	return nil
+}
+
+// checkMSS checks an MSS that the operator fixed, which has to fit into an MTU that is fixed too.
+func (c *Config) checkMSS(n *Network, base string) error {
+	path := base + ".mss"
+	if _, stated := c.places[path]; !stated {
+		return nil
+	}
+	if most := mtu.MSSOf(maxPath, mtu.IPv4); n.MSS < minMSS || n.MSS > most {
+		return c.failf(path, "%d is out of range: choose from %d to %d, or take the key out to have it follow what each path carries", n.MSS, minMSS, most)
+	}
+	if most := mtu.MSSOf(n.MTU, mtu.IPv4); n.MTU != 0 && n.MSS > most {
+		return c.failf(path, "%d does not fit: an mtu of %d leaves %d at most; choose that or less, or take the key out", n.MSS, n.MTU, most)
 	}
 	return nil
 }

@@ -31,6 +31,7 @@ func (c *Config) VTEP(log *slog.Logger) vtep.Config {
 			Learning:    n.Learning,
 			AllowNested: n.AllowNested,
 			MTU:         n.MTU,
+			MSS:         n.MSS,
 		}
 		for _, e := range n.Endpoints {
 			net.Mappings = append(net.Mappings, addr.Mapping{VNI: n.VNI, MAC: e.MAC, IPs: e.IPs, VTEP: e.VTEP})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 )
 
 // Source is where the numbers come from. What it returns is a snapshot that belongs to the caller.
@@ -15,6 +16,8 @@ type Source interface {
 	Status() vtep.Status
 	Networks() []vtep.NetworkStatus
 	Peers() []vtep.PeerStatus
+	Paths() []vtep.PathStatus
+	ProbeCounters() pathmtu.Counters
 }
 
 // Build says which build runs.
@@ -55,6 +58,8 @@ type Collector struct {
 	networkInfo, networkMTU, fdb, tapOverflow      *prometheus.Desc
 	datagrams, receiveOverflow, feature            *prometheus.Desc
 	peerReachable, peerUnderlayMTU, peerOverlayMTU *prometheus.Desc
+
+	paths paths
 }
 
 // NewCollector returns a collector for one VTEP.
@@ -83,6 +88,8 @@ func NewCollector(src Source) *Collector {
 		peerReachable:   desc("peer_reachable", "Whether nothing is known that keeps datagrams from the peer: no missing route, no recent ICMP error.", "peer"),
 		peerUnderlayMTU: desc("peer_underlay_mtu_bytes", "MTU of the device or route towards the peer.", "peer"),
 		peerOverlayMTU:  desc("peer_overlay_mtu_bytes", "Largest inner IP packet that fits towards the peer.", "peer"),
+
+		paths: newPaths(desc),
 	}
 }
 
@@ -96,6 +103,7 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	} {
 		ch <- d
 	}
+	c.paths.describe(ch)
 }
 
 // Collect implements prometheus.Collector.
@@ -106,7 +114,8 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	for _, n := range c.src.Networks() {
+	networks := c.src.Networks()
+	for _, n := range networks {
 		k := &n.Counters
 		for _, t := range []struct {
 			direction string
@@ -145,6 +154,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.peerOverlayMTU, float64(p.OverlayMTU), peer)
 		}
 	}
+	c.paths.collect(c.src, networks, counter, gauge)
 }
 
 func flag(b bool) float64 {

@@ -11,12 +11,14 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep"
+	"github.com/overlayd/overlayd/vtep/pathmtu"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,6 +41,7 @@ func (source) Networks() []vtep.NetworkStatus {
 		TAPIn: vtep.Traffic{Frames: 10, Bytes: 1000}, TAPOut: vtep.Traffic{Frames: 9, Bytes: 900},
 		UnderlayIn: vtep.Traffic{Frames: 11, Bytes: 1100}, UnderlayOut: vtep.Traffic{Frames: 12, Bytes: 1200},
 		Created: 2, Suppressed: 1,
+		MSSClamped: 21, ICMPSent: 22, ICMPLimited: 23, Fragmented: 24, Resegmented: 25, Split: 26,
 	}
 	n.Counters.Drops[forward.FrameRunt] = 2
 	return []vtep.NetworkStatus{n}
@@ -49,6 +52,27 @@ func (source) Peers() []vtep.PeerStatus {
 		{Address: netip.MustParseAddr("192.0.2.2"), UnderlayMTU: 1500, OverlayMTU: 1450},
 		{Address: netip.MustParseAddr("192.0.2.3"), Problem: "no route"},
 	}
+}
+
+func (source) Paths() []vtep.PathStatus {
+	near, far := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("203.0.113.2")
+	return []vtep.PathStatus{
+		{
+			Peer: near, PathMTU: 1400, Learned: vtep.LearnedProbe, Settled: true, BlackHoles: 3, Moves: 4,
+			Candidates: []vtep.CandidateStatus{{Remote: near, State: "lost"}, {Remote: far, State: "reachable", RTT: 1500 * time.Microsecond, Chosen: true}},
+		},
+		{Peer: netip.MustParseAddr("192.0.2.3"), Problem: "no route"},
+		{Peer: netip.MustParseAddr("192.0.2.4"), PathMTU: 1500, Learned: vtep.LearnedRoute, Settled: true},
+	}
+}
+
+func (source) ProbeCounters() pathmtu.Counters {
+	k := pathmtu.Counters{
+		ProbesSent: 10, ProbesAcked: 7, ProbesLost: 2, AcksSent: 5, AcksLimited: 1, BytesSent: 12345, SendErrors: 6, HintsAccepted: 8, QueueLosses: 9,
+	}
+	k.Ignored[pathmtu.IgnoreBadTag] = 11
+	k.HintsIgnored[pathmtu.HintNoQuote] = 12
+	return k
 }
 
 func TestConventions(t *testing.T) {
@@ -119,6 +143,9 @@ overlayd_receive_overflow_total 9
 # TYPE overlayd_tap_overflow_total counter
 overlayd_tap_overflow_total{network="blue"} 4
 `
+	want += pathMetrics
+	want += counts("overlayd_path_probe_ignored_total", "Path probes and acknowledgements that came in and count for nothing, by reason.", pathmtu.NumIgnores, pathmtu.IgnoreBadTag, 11)
+	want += counts("overlayd_path_hints_ignored_total", "ICMP errors from the underlay that were not heeded, by reason.", pathmtu.NumHintIgnores, pathmtu.HintNoQuote, 12)
 	var drops strings.Builder
 	for _, network := range []string{"", "blue"} {
 		for r := forward.NotDropped + 1; r < forward.NumReasons; r++ {
@@ -138,6 +165,96 @@ overlayd_tap_overflow_total{network="blue"} 4
 		t.Error(err)
 	}
 }
+
+// counts are the metrics of one counter for each reason, of which one has counted.
+func counts[R interface {
+	~uint8
+	String() string
+}](name, help string, end, of R, n int) string {
+	var out strings.Builder
+	fmt.Fprintf(&out, "# HELP %s %s\n# TYPE %s counter\n", name, help, name)
+	for r := range end {
+		v := 0
+		if r == of {
+			v = n
+		}
+		fmt.Fprintf(&out, "%s{reason=%q} %d\n", name, strings.ReplaceAll(r.String(), " ", "_"), v)
+	}
+	return out.String()
+}
+
+// pathMetrics are those of source, but for what is counted by reason.
+const pathMetrics = `# HELP overlayd_icmp_errors_limited_total ICMP errors that were not sent because there were too many.
+# TYPE overlayd_icmp_errors_limited_total counter
+overlayd_icmp_errors_limited_total{network="blue"} 23
+# HELP overlayd_icmp_errors_sent_total ICMP errors to senders of packets that do not fit.
+# TYPE overlayd_icmp_errors_sent_total counter
+overlayd_icmp_errors_sent_total{network="blue"} 22
+# HELP overlayd_mss_clamped_total TCP SYNs whose MSS was lowered to what fits.
+# TYPE overlayd_mss_clamped_total counter
+overlayd_mss_clamped_total{network="blue"} 21
+# HELP overlayd_packets_fragmented_total Inner IPv4 packets that did not fit and were cut, as they may be.
+# TYPE overlayd_packets_fragmented_total counter
+overlayd_packets_fragmented_total{network="blue"} 24
+# HELP overlayd_path_hints_accepted_total ICMP errors from the underlay that made the node probe at once.
+# TYPE overlayd_path_hints_accepted_total counter
+overlayd_path_hints_accepted_total 8
+# HELP overlayd_path_probe_acknowledgements_total Path probes of others, by whether they were acknowledged.
+# TYPE overlayd_path_probe_acknowledgements_total counter
+overlayd_path_probe_acknowledgements_total{result="limited"} 1
+overlayd_path_probe_acknowledgements_total{result="sent"} 5
+# HELP overlayd_path_probe_bytes_total Bytes of path probes and acknowledgements sent, with their IP headers.
+# TYPE overlayd_path_probe_bytes_total counter
+overlayd_path_probe_bytes_total 12345
+# HELP overlayd_path_probe_overflow_total Path probes and ICMP errors that came in faster than they could be looked at.
+# TYPE overlayd_path_probe_overflow_total counter
+overlayd_path_probe_overflow_total 9
+# HELP overlayd_path_probe_send_errors_total Path probes that the host did not send, for another reason than their size.
+# TYPE overlayd_path_probe_send_errors_total counter
+overlayd_path_probe_send_errors_total 6
+# HELP overlayd_path_probes_sent_total Path probes sent.
+# TYPE overlayd_path_probes_sent_total counter
+overlayd_path_probes_sent_total 10
+# HELP overlayd_path_probes_total Path probes, by what came of them; those under way are not in it.
+# TYPE overlayd_path_probes_total counter
+overlayd_path_probes_total{result="acknowledged"} 7
+overlayd_path_probes_total{result="lost"} 2
+# HELP overlayd_peer_candidate_reachable Whether this address of the peer answers probes.
+# TYPE overlayd_peer_candidate_reachable gauge
+overlayd_peer_candidate_reachable{peer="192.0.2.2",remote="192.0.2.2"} 0
+overlayd_peer_candidate_reachable{peer="192.0.2.2",remote="203.0.113.2"} 1
+# HELP overlayd_peer_candidate_rtt_seconds Smoothed round-trip time of probes to this address of the peer.
+# TYPE overlayd_peer_candidate_rtt_seconds gauge
+overlayd_peer_candidate_rtt_seconds{peer="192.0.2.2",remote="203.0.113.2"} 0.0015
+# HELP overlayd_peer_candidate_used Whether datagrams to the peer go to this address.
+# TYPE overlayd_peer_candidate_used gauge
+overlayd_peer_candidate_used{peer="192.0.2.2",remote="192.0.2.2"} 0
+overlayd_peer_candidate_used{peer="192.0.2.2",remote="203.0.113.2"} 1
+# HELP overlayd_peer_path_black_holes_total Times that the path to the peer turned out to carry less than before, without notice.
+# TYPE overlayd_peer_path_black_holes_total counter
+overlayd_peer_path_black_holes_total{peer="192.0.2.2"} 3
+overlayd_peer_path_black_holes_total{peer="192.0.2.3"} 0
+overlayd_peer_path_black_holes_total{peer="192.0.2.4"} 0
+# HELP overlayd_peer_path_moves_total Times that another address of the peer was chosen.
+# TYPE overlayd_peer_path_moves_total counter
+overlayd_peer_path_moves_total{peer="192.0.2.2"} 4
+overlayd_peer_path_moves_total{peer="192.0.2.3"} 0
+overlayd_peer_path_moves_total{peer="192.0.2.4"} 0
+# HELP overlayd_peer_path_mtu_bytes Largest outer IP packet that reaches the peer, as far as is known.
+# TYPE overlayd_peer_path_mtu_bytes gauge
+overlayd_peer_path_mtu_bytes{peer="192.0.2.2"} 1400
+overlayd_peer_path_mtu_bytes{peer="192.0.2.4"} 1500
+# HELP overlayd_peer_path_proven Whether the path MTU of the peer is settled by acknowledged probes; otherwise it is what the route says, or still searched for.
+# TYPE overlayd_peer_path_proven gauge
+overlayd_peer_path_proven{peer="192.0.2.2"} 1
+overlayd_peer_path_proven{peer="192.0.2.4"} 0
+# HELP overlayd_segments_split_total Single TCP segments that did not fit and became several.
+# TYPE overlayd_segments_split_total counter
+overlayd_segments_split_total{network="blue"} 26
+# HELP overlayd_superframes_resegmented_total TCP superframes that were cut into smaller segments than their sender asked for.
+# TYPE overlayd_superframes_resegmented_total counter
+overlayd_superframes_resegmented_total{network="blue"} 25
+`
 
 func TestServe(t *testing.T) {
 	reg, err := NewRegistry(source{}, Build{Version: "v1.2.3"})

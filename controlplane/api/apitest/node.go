@@ -20,6 +20,8 @@ type Content struct {
 	Status   *overlaydv1.NodeStatus
 	Networks []*overlaydv1.Network
 	Peers    []*overlaydv1.Peer
+	Paths    []*overlaydv1.Path
+	Probes   *overlaydv1.Probes
 	FDB      map[string][]*overlaydv1.FDBEntry // by network, sorted by MAC
 	Drops    []*overlaydv1.Drop
 	Samples  []*overlaydv1.DropSample // sorted by Seq
@@ -87,6 +89,20 @@ func (n *Node) Peers() []*overlaydv1.Peer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return clones(n.c.Peers)
+}
+
+// Paths implements api.Overview.
+func (n *Node) Paths() []*overlaydv1.Path {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return clones(n.c.Paths)
+}
+
+// Probes implements api.Overview.
+func (n *Node) Probes() *overlaydv1.Probes {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return proto.CloneOf(n.c.Probes)
 }
 
 // FDB implements api.Tables.

@@ -574,6 +574,8 @@ type Network struct {
 	Counters      *Counters              `protobuf:"bytes,14,opt,name=counters,proto3" json:"counters,omitempty"`
 	TapOverflow   uint64                 `protobuf:"varint,15,opt,name=tap_overflow,json=tapOverflow,proto3" json:"tap_overflow,omitempty"` // frames that the kernel dropped because the queue of the TAP was full
 	NetworkId     string                 `protobuf:"bytes,16,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`        // of the cluster's network that it is; empty for one that is stated in the node's configuration
+	Mss           uint32                 `protobuf:"varint,17,opt,name=mss,proto3" json:"mss,omitempty"`                                    // bytes that the operator fixed as the most for a TCP segment; 0 means that it follows the paths
+	MtuLimits     []string               `protobuf:"bytes,18,rep,name=mtu_limits,json=mtuLimits,proto3" json:"mtu_limits,omitempty"`        // peers whose paths are the narrowest, and so determine a derived mtu
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -720,6 +722,20 @@ func (x *Network) GetNetworkId() string {
 	return ""
 }
 
+func (x *Network) GetMss() uint32 {
+	if x != nil {
+		return x.Mss
+	}
+	return 0
+}
+
+func (x *Network) GetMtuLimits() []string {
+	if x != nil {
+		return x.MtuLimits
+	}
+	return nil
+}
+
 // Traffic counts inner frames as they are on a wire, and their bytes without frame check sequence. A
 // superframe counts as the segments that it stands for.
 type Traffic struct {
@@ -777,17 +793,23 @@ func (x *Traffic) GetBytes() uint64 {
 // Counters are those of one network. In frames, always:
 // tap_in + underlay_in + frames_created = tap_out + underlay_out + frames_dropped.
 type Counters struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	TapIn            *Traffic               `protobuf:"bytes,1,opt,name=tap_in,json=tapIn,proto3" json:"tap_in,omitempty"`                                                                                                      // read from the TAP
-	TapOut           *Traffic               `protobuf:"bytes,2,opt,name=tap_out,json=tapOut,proto3" json:"tap_out,omitempty"`                                                                                                   // written to the TAP
-	UnderlayIn       *Traffic               `protobuf:"bytes,3,opt,name=underlay_in,json=underlayIn,proto3" json:"underlay_in,omitempty"`                                                                                       // received from VTEPs
-	UnderlayOut      *Traffic               `protobuf:"bytes,4,opt,name=underlay_out,json=underlayOut,proto3" json:"underlay_out,omitempty"`                                                                                    // sent to VTEPs
-	FramesCreated    uint64                 `protobuf:"varint,5,opt,name=frames_created,json=framesCreated,proto3" json:"frames_created,omitempty"`                                                                             // extra copies of replicated frames, extra segments
-	FramesSuppressed uint64                 `protobuf:"varint,6,opt,name=frames_suppressed,json=framesSuppressed,proto3" json:"frames_suppressed,omitempty"`                                                                    // ARP and ND requests that were answered from the table
-	FramesDropped    uint64                 `protobuf:"varint,7,opt,name=frames_dropped,json=framesDropped,proto3" json:"frames_dropped,omitempty"`                                                                             // the sum of drops_by_reason
-	DropsByReason    map[string]uint64      `protobuf:"bytes,8,rep,name=drops_by_reason,json=dropsByReason,proto3" json:"drops_by_reason,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // reasons above zero only
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state                  protoimpl.MessageState `protogen:"open.v1"`
+	TapIn                  *Traffic               `protobuf:"bytes,1,opt,name=tap_in,json=tapIn,proto3" json:"tap_in,omitempty"`                                                                                                      // read from the TAP
+	TapOut                 *Traffic               `protobuf:"bytes,2,opt,name=tap_out,json=tapOut,proto3" json:"tap_out,omitempty"`                                                                                                   // written to the TAP
+	UnderlayIn             *Traffic               `protobuf:"bytes,3,opt,name=underlay_in,json=underlayIn,proto3" json:"underlay_in,omitempty"`                                                                                       // received from VTEPs
+	UnderlayOut            *Traffic               `protobuf:"bytes,4,opt,name=underlay_out,json=underlayOut,proto3" json:"underlay_out,omitempty"`                                                                                    // sent to VTEPs
+	FramesCreated          uint64                 `protobuf:"varint,5,opt,name=frames_created,json=framesCreated,proto3" json:"frames_created,omitempty"`                                                                             // extra copies of replicated frames, extra segments
+	FramesSuppressed       uint64                 `protobuf:"varint,6,opt,name=frames_suppressed,json=framesSuppressed,proto3" json:"frames_suppressed,omitempty"`                                                                    // ARP and ND requests that were answered from the table
+	FramesDropped          uint64                 `protobuf:"varint,7,opt,name=frames_dropped,json=framesDropped,proto3" json:"frames_dropped,omitempty"`                                                                             // the sum of drops_by_reason
+	DropsByReason          map[string]uint64      `protobuf:"bytes,8,rep,name=drops_by_reason,json=dropsByReason,proto3" json:"drops_by_reason,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // reasons above zero only
+	MssClamped             uint64                 `protobuf:"varint,9,opt,name=mss_clamped,json=mssClamped,proto3" json:"mss_clamped,omitempty"`                                                                                      // TCP SYNs whose MSS was lowered to what fits
+	IcmpSent               uint64                 `protobuf:"varint,10,opt,name=icmp_sent,json=icmpSent,proto3" json:"icmp_sent,omitempty"`                                                                                           // errors to senders of packets that do not fit
+	IcmpLimited            uint64                 `protobuf:"varint,11,opt,name=icmp_limited,json=icmpLimited,proto3" json:"icmp_limited,omitempty"`                                                                                  // of such errors, those not sent because there were too many
+	PacketsFragmented      uint64                 `protobuf:"varint,12,opt,name=packets_fragmented,json=packetsFragmented,proto3" json:"packets_fragmented,omitempty"`                                                                // IPv4 packets cut because they may be and did not fit
+	SuperframesResegmented uint64                 `protobuf:"varint,13,opt,name=superframes_resegmented,json=superframesResegmented,proto3" json:"superframes_resegmented,omitempty"`                                                 // TCP superframes cut into smaller segments than their sender asked for
+	SegmentsSplit          uint64                 `protobuf:"varint,14,opt,name=segments_split,json=segmentsSplit,proto3" json:"segments_split,omitempty"`                                                                            // single TCP segments that did not fit and became several
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Counters) Reset() {
@@ -874,6 +896,48 @@ func (x *Counters) GetDropsByReason() map[string]uint64 {
 		return x.DropsByReason
 	}
 	return nil
+}
+
+func (x *Counters) GetMssClamped() uint64 {
+	if x != nil {
+		return x.MssClamped
+	}
+	return 0
+}
+
+func (x *Counters) GetIcmpSent() uint64 {
+	if x != nil {
+		return x.IcmpSent
+	}
+	return 0
+}
+
+func (x *Counters) GetIcmpLimited() uint64 {
+	if x != nil {
+		return x.IcmpLimited
+	}
+	return 0
+}
+
+func (x *Counters) GetPacketsFragmented() uint64 {
+	if x != nil {
+		return x.PacketsFragmented
+	}
+	return 0
+}
+
+func (x *Counters) GetSuperframesResegmented() uint64 {
+	if x != nil {
+		return x.SuperframesResegmented
+	}
+	return 0
+}
+
+func (x *Counters) GetSegmentsSplit() uint64 {
+	if x != nil {
+		return x.SegmentsSplit
+	}
+	return 0
 }
 
 type ListFDBRequest struct {
@@ -1155,8 +1219,11 @@ type Peer struct {
 	Overhead      uint32                 `protobuf:"varint,5,opt,name=overhead,proto3" json:"overhead,omitempty"`                            // bytes of encapsulation towards it
 	OverlayMtu    uint32                 `protobuf:"varint,6,opt,name=overlay_mtu,json=overlayMtu,proto3" json:"overlay_mtu,omitempty"`      // bytes of the largest inner IP packet that fits towards it
 	Networks      []string               `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
-	LastHeard     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_heard,json=lastHeard,proto3" json:"last_heard,omitempty"` // when the last datagram came from it; absent if none has
-	Problem       string                 `protobuf:"bytes,8,opt,name=problem,proto3" json:"problem,omitempty"`                      // what keeps datagrams from it, such as no route; empty when nothing is known that does
+	LastHeard     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_heard,json=lastHeard,proto3" json:"last_heard,omitempty"`              // when the last datagram came from it; absent if none has
+	Problem       string                 `protobuf:"bytes,8,opt,name=problem,proto3" json:"problem,omitempty"`                                   // what keeps datagrams from it, such as no route; empty when nothing is known that does
+	RemoteAddress string                 `protobuf:"bytes,10,opt,name=remote_address,json=remoteAddress,proto3" json:"remote_address,omitempty"` // of its candidates, the one that datagrams go to
+	PathMtu       uint32                 `protobuf:"varint,11,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`                  // bytes of the largest outer IP packet that reaches it, as far as is known
+	Candidates    []*Candidate           `protobuf:"bytes,12,rep,name=candidates,proto3" json:"candidates,omitempty"`                            // in order of preference
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1254,6 +1321,623 @@ func (x *Peer) GetProblem() string {
 	return ""
 }
 
+func (x *Peer) GetRemoteAddress() string {
+	if x != nil {
+		return x.RemoteAddress
+	}
+	return ""
+}
+
+func (x *Peer) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *Peer) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+// Candidate is an underlay address at which a remote VTEP may be reached.
+type Candidate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Remote        string                 `protobuf:"bytes,1,opt,name=remote,proto3" json:"remote,omitempty"`
+	Local         string                 `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`                     // source of datagrams to it
+	Origin        string                 `protobuf:"bytes,3,opt,name=origin,proto3" json:"origin,omitempty"`                   // "stated", or "observed" if its probes were seen to come from there
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`                     // "reachable", "unanswered", "lost", "no route", or "not probed"
+	Rtt           *durationpb.Duration   `protobuf:"bytes,5,opt,name=rtt,proto3" json:"rtt,omitempty"`                         // absent when that is not known
+	PathMtu       uint32                 `protobuf:"varint,6,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"` // bytes of the largest outer IP packet that reaches it, as far as is known
+	Chosen        bool                   `protobuf:"varint,7,opt,name=chosen,proto3" json:"chosen,omitempty"`                  // datagrams go there
+	Why           string                 `protobuf:"bytes,8,opt,name=why,proto3" json:"why,omitempty"`                         // why it is not chosen or, of the one that is, what is wrong with it
+	SeenAs        string                 `protobuf:"bytes,9,opt,name=seen_as,json=seenAs,proto3" json:"seen_as,omitempty"`     // the address from which the VTEP sees this node's probes come; empty when that is not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Candidate) Reset() {
+	*x = Candidate{}
+	mi := &file_overlayd_v1_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Candidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Candidate) ProtoMessage() {}
+
+func (x *Candidate) ProtoReflect() protoreflect.Message {
+	mi := &file_overlayd_v1_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
+func (*Candidate) Descriptor() ([]byte, []int) {
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Candidate) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *Candidate) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *Candidate) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Candidate) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Candidate) GetRtt() *durationpb.Duration {
+	if x != nil {
+		return x.Rtt
+	}
+	return nil
+}
+
+func (x *Candidate) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *Candidate) GetChosen() bool {
+	if x != nil {
+		return x.Chosen
+	}
+	return false
+}
+
+func (x *Candidate) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Candidate) GetSeenAs() string {
+	if x != nil {
+		return x.SeenAs
+	}
+	return ""
+}
+
+type ListPathsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"` // empty means every network
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPathsRequest) Reset() {
+	*x = ListPathsRequest{}
+	mi := &file_overlayd_v1_node_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPathsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPathsRequest) ProtoMessage() {}
+
+func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_overlayd_v1_node_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
+func (*ListPathsRequest) Descriptor() ([]byte, []int) {
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListPathsRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+type ListPathsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Networks      []*Network             `protobuf:"bytes,1,rep,name=networks,proto3" json:"networks,omitempty"`
+	Paths         []*Path                `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`   // to the peers of these networks, in the order of their addresses
+	Probes        *Probes                `protobuf:"bytes,3,opt,name=probes,proto3" json:"probes,omitempty"` // of the whole node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPathsResponse) Reset() {
+	*x = ListPathsResponse{}
+	mi := &file_overlayd_v1_node_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPathsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPathsResponse) ProtoMessage() {}
+
+func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_overlayd_v1_node_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
+func (*ListPathsResponse) Descriptor() ([]byte, []int) {
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListPathsResponse) GetNetworks() []*Network {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *ListPathsResponse) GetPaths() []*Path {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *ListPathsResponse) GetProbes() *Probes {
+	if x != nil {
+		return x.Probes
+	}
+	return nil
+}
+
+// Path is how datagrams get to one remote VTEP, and what they may hold.
+type Path struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`                                   // names the VTEP
+	Remote        string                 `protobuf:"bytes,2,opt,name=remote,proto3" json:"remote,omitempty"`                               // datagrams go to this one of its candidates
+	Local         string                 `protobuf:"bytes,3,opt,name=local,proto3" json:"local,omitempty"`                                 // and have this source
+	Device        string                 `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`                               // of the underlay, towards it
+	UnderlayMtu   uint32                 `protobuf:"varint,5,opt,name=underlay_mtu,json=underlayMtu,proto3" json:"underlay_mtu,omitempty"` // bytes, of the device or route
+	PathMtu       uint32                 `protobuf:"varint,6,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`             // bytes of the largest outer IP packet that reaches it
+	Learned       string                 `protobuf:"bytes,7,opt,name=learned,proto3" json:"learned,omitempty"`                             // "probe": it acknowledged a datagram of this size and of no larger one; "route": it is what the route says
+	LearnedTime   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=learned_time,json=learnedTime,proto3" json:"learned_time,omitempty"`  // absent when that is not known
+	Settled       bool                   `protobuf:"varint,9,opt,name=settled,proto3" json:"settled,omitempty"`                            // the search for the path MTU is complete
+	Overhead      []*OverheadTerm        `protobuf:"bytes,10,rep,name=overhead,proto3" json:"overhead,omitempty"`                          // what lies between path_mtu and overlay_mtu
+	OverlayMtu    uint32                 `protobuf:"varint,11,opt,name=overlay_mtu,json=overlayMtu,proto3" json:"overlay_mtu,omitempty"`   // bytes of the largest inner IP packet that fits
+	MssIpv4       uint32                 `protobuf:"varint,12,opt,name=mss_ipv4,json=mssIpv4,proto3" json:"mss_ipv4,omitempty"`            // bytes of TCP payload in a segment that fits
+	MssIpv6       uint32                 `protobuf:"varint,13,opt,name=mss_ipv6,json=mssIpv6,proto3" json:"mss_ipv6,omitempty"`
+	BlackHoles    uint64                 `protobuf:"varint,14,opt,name=black_holes,json=blackHoles,proto3" json:"black_holes,omitempty"` // times that it turned out to carry less than before, without notice
+	Moves         uint64                 `protobuf:"varint,15,opt,name=moves,proto3" json:"moves,omitempty"`                             // times that another candidate was chosen
+	Candidates    []*Candidate           `protobuf:"bytes,16,rep,name=candidates,proto3" json:"candidates,omitempty"`                    // in order of preference
+	Networks      []string               `protobuf:"bytes,17,rep,name=networks,proto3" json:"networks,omitempty"`
+	Problem       string                 `protobuf:"bytes,18,opt,name=problem,proto3" json:"problem,omitempty"`                         // what keeps datagrams from it; empty when nothing is known that does
+	ChosenTime    *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=chosen_time,json=chosenTime,proto3" json:"chosen_time,omitempty"` // since when datagrams go to remote; absent when that is not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Path) Reset() {
+	*x = Path{}
+	mi := &file_overlayd_v1_node_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Path) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Path) ProtoMessage() {}
+
+func (x *Path) ProtoReflect() protoreflect.Message {
+	mi := &file_overlayd_v1_node_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Path.ProtoReflect.Descriptor instead.
+func (*Path) Descriptor() ([]byte, []int) {
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Path) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Path) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *Path) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *Path) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Path) GetUnderlayMtu() uint32 {
+	if x != nil {
+		return x.UnderlayMtu
+	}
+	return 0
+}
+
+func (x *Path) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *Path) GetLearned() string {
+	if x != nil {
+		return x.Learned
+	}
+	return ""
+}
+
+func (x *Path) GetLearnedTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LearnedTime
+	}
+	return nil
+}
+
+func (x *Path) GetSettled() bool {
+	if x != nil {
+		return x.Settled
+	}
+	return false
+}
+
+func (x *Path) GetOverhead() []*OverheadTerm {
+	if x != nil {
+		return x.Overhead
+	}
+	return nil
+}
+
+func (x *Path) GetOverlayMtu() uint32 {
+	if x != nil {
+		return x.OverlayMtu
+	}
+	return 0
+}
+
+func (x *Path) GetMssIpv4() uint32 {
+	if x != nil {
+		return x.MssIpv4
+	}
+	return 0
+}
+
+func (x *Path) GetMssIpv6() uint32 {
+	if x != nil {
+		return x.MssIpv6
+	}
+	return 0
+}
+
+func (x *Path) GetBlackHoles() uint64 {
+	if x != nil {
+		return x.BlackHoles
+	}
+	return 0
+}
+
+func (x *Path) GetMoves() uint64 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+func (x *Path) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+func (x *Path) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *Path) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Path) GetChosenTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChosenTime
+	}
+	return nil
+}
+
+// OverheadTerm is one part of what encapsulation adds to an inner IP packet.
+type OverheadTerm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // such as "outer IPv4"
+	Bytes         uint32                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OverheadTerm) Reset() {
+	*x = OverheadTerm{}
+	mi := &file_overlayd_v1_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OverheadTerm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OverheadTerm) ProtoMessage() {}
+
+func (x *OverheadTerm) ProtoReflect() protoreflect.Message {
+	mi := &file_overlayd_v1_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OverheadTerm.ProtoReflect.Descriptor instead.
+func (*OverheadTerm) Descriptor() ([]byte, []int) {
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *OverheadTerm) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OverheadTerm) GetBytes() uint32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// Probes counts what the node does to find out what paths carry. All of it is zero where the feature path-probes is off.
+type Probes struct {
+	state                   protoimpl.MessageState `protogen:"open.v1"`
+	Sent                    uint64                 `protobuf:"varint,1,opt,name=sent,proto3" json:"sent,omitempty"` // probes
+	Acknowledged            uint64                 `protobuf:"varint,2,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	Lost                    uint64                 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`                                                                                                                                           // not acknowledged in time
+	BytesSent               uint64                 `protobuf:"varint,4,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`                                                                                                                // of outer IP packets, acknowledgements included
+	AcknowledgementsSent    uint64                 `protobuf:"varint,5,opt,name=acknowledgements_sent,json=acknowledgementsSent,proto3" json:"acknowledgements_sent,omitempty"`                                                                               // for the probes of others
+	AcknowledgementsLimited uint64                 `protobuf:"varint,6,opt,name=acknowledgements_limited,json=acknowledgementsLimited,proto3" json:"acknowledgements_limited,omitempty"`                                                                      // not sent because too many were asked for
+	IgnoredByReason         map[string]uint64      `protobuf:"bytes,7,rep,name=ignored_by_reason,json=ignoredByReason,proto3" json:"ignored_by_reason,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`                  // messages that came in and count for nothing; reasons above zero only
+	HintsAccepted           uint64                 `protobuf:"varint,8,opt,name=hints_accepted,json=hintsAccepted,proto3" json:"hints_accepted,omitempty"`                                                                                                    // ICMP errors that made the node probe at once
+	HintsIgnoredByReason    map[string]uint64      `protobuf:"bytes,9,rep,name=hints_ignored_by_reason,json=hintsIgnoredByReason,proto3" json:"hints_ignored_by_reason,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // reasons above zero only
+	BlackHoles              uint64                 `protobuf:"varint,10,opt,name=black_holes,json=blackHoles,proto3" json:"black_holes,omitempty"`                                                                                                            // times that a path turned out to carry less than before, without notice
+	Moves                   uint64                 `protobuf:"varint,11,opt,name=moves,proto3" json:"moves,omitempty"`                                                                                                                                        // times that another candidate of a peer was chosen
+	Overflow                uint64                 `protobuf:"varint,12,opt,name=overflow,proto3" json:"overflow,omitempty"`                                                                                                                                  // messages that came in faster than they could be looked at
+	SendErrors              uint64                 `protobuf:"varint,13,opt,name=send_errors,json=sendErrors,proto3" json:"send_errors,omitempty"`                                                                                                            // what the host did not send, for another reason than its size
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
+}
+
+func (x *Probes) Reset() {
+	*x = Probes{}
+	mi := &file_overlayd_v1_node_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probes) ProtoMessage() {}
+
+func (x *Probes) ProtoReflect() protoreflect.Message {
+	mi := &file_overlayd_v1_node_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probes.ProtoReflect.Descriptor instead.
+func (*Probes) Descriptor() ([]byte, []int) {
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Probes) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Probes) GetAcknowledged() uint64 {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return 0
+}
+
+func (x *Probes) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *Probes) GetBytesSent() uint64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *Probes) GetAcknowledgementsSent() uint64 {
+	if x != nil {
+		return x.AcknowledgementsSent
+	}
+	return 0
+}
+
+func (x *Probes) GetAcknowledgementsLimited() uint64 {
+	if x != nil {
+		return x.AcknowledgementsLimited
+	}
+	return 0
+}
+
+func (x *Probes) GetIgnoredByReason() map[string]uint64 {
+	if x != nil {
+		return x.IgnoredByReason
+	}
+	return nil
+}
+
+func (x *Probes) GetHintsAccepted() uint64 {
+	if x != nil {
+		return x.HintsAccepted
+	}
+	return 0
+}
+
+func (x *Probes) GetHintsIgnoredByReason() map[string]uint64 {
+	if x != nil {
+		return x.HintsIgnoredByReason
+	}
+	return nil
+}
+
+func (x *Probes) GetBlackHoles() uint64 {
+	if x != nil {
+		return x.BlackHoles
+	}
+	return 0
+}
+
+func (x *Probes) GetMoves() uint64 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+func (x *Probes) GetOverflow() uint64 {
+	if x != nil {
+		return x.Overflow
+	}
+	return 0
+}
+
+func (x *Probes) GetSendErrors() uint64 {
+	if x != nil {
+		return x.SendErrors
+	}
+	return 0
+}
+
 type ListDropsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"` // empty means every network, and the datagrams that belong to none
@@ -1263,7 +1947,7 @@ type ListDropsRequest struct {
 
 func (x *ListDropsRequest) Reset() {
 	*x = ListDropsRequest{}
-	mi := &file_overlayd_v1_node_proto_msgTypes[19]
+	mi := &file_overlayd_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1959,7 @@ func (x *ListDropsRequest) String() string {
 func (*ListDropsRequest) ProtoMessage() {}
 
 func (x *ListDropsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_overlayd_v1_node_proto_msgTypes[19]
+	mi := &file_overlayd_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1972,7 @@ func (x *ListDropsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDropsRequest.ProtoReflect.Descriptor instead.
 func (*ListDropsRequest) Descriptor() ([]byte, []int) {
-	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListDropsRequest) GetNetwork() string {
@@ -1307,7 +1991,7 @@ type ListDropsResponse struct {
 
 func (x *ListDropsResponse) Reset() {
 	*x = ListDropsResponse{}
-	mi := &file_overlayd_v1_node_proto_msgTypes[20]
+	mi := &file_overlayd_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +2003,7 @@ func (x *ListDropsResponse) String() string {
 func (*ListDropsResponse) ProtoMessage() {}
 
 func (x *ListDropsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_overlayd_v1_node_proto_msgTypes[20]
+	mi := &file_overlayd_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +2016,7 @@ func (x *ListDropsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDropsResponse.ProtoReflect.Descriptor instead.
 func (*ListDropsResponse) Descriptor() ([]byte, []int) {
-	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListDropsResponse) GetDrops() []*Drop {
@@ -1357,7 +2041,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_overlayd_v1_node_proto_msgTypes[21]
+	mi := &file_overlayd_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +2053,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_overlayd_v1_node_proto_msgTypes[21]
+	mi := &file_overlayd_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +2066,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Drop) GetNetwork() string {
@@ -1445,7 +2129,7 @@ type DropSample struct {
 
 func (x *DropSample) Reset() {
 	*x = DropSample{}
-	mi := &file_overlayd_v1_node_proto_msgTypes[22]
+	mi := &file_overlayd_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +2141,7 @@ func (x *DropSample) String() string {
 func (*DropSample) ProtoMessage() {}
 
 func (x *DropSample) ProtoReflect() protoreflect.Message {
-	mi := &file_overlayd_v1_node_proto_msgTypes[22]
+	mi := &file_overlayd_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +2154,7 @@ func (x *DropSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropSample.ProtoReflect.Descriptor instead.
 func (*DropSample) Descriptor() ([]byte, []int) {
-	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DropSample) GetSeq() uint64 {
@@ -1546,7 +2230,7 @@ type WatchDropsRequest struct {
 
 func (x *WatchDropsRequest) Reset() {
 	*x = WatchDropsRequest{}
-	mi := &file_overlayd_v1_node_proto_msgTypes[23]
+	mi := &file_overlayd_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +2242,7 @@ func (x *WatchDropsRequest) String() string {
 func (*WatchDropsRequest) ProtoMessage() {}
 
 func (x *WatchDropsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_overlayd_v1_node_proto_msgTypes[23]
+	mi := &file_overlayd_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +2255,7 @@ func (x *WatchDropsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDropsRequest.ProtoReflect.Descriptor instead.
 func (*WatchDropsRequest) Descriptor() ([]byte, []int) {
-	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchDropsRequest) GetNetwork() string {
@@ -1598,7 +2282,7 @@ type WatchDropsResponse struct {
 
 func (x *WatchDropsResponse) Reset() {
 	*x = WatchDropsResponse{}
-	mi := &file_overlayd_v1_node_proto_msgTypes[24]
+	mi := &file_overlayd_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +2294,7 @@ func (x *WatchDropsResponse) String() string {
 func (*WatchDropsResponse) ProtoMessage() {}
 
 func (x *WatchDropsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_overlayd_v1_node_proto_msgTypes[24]
+	mi := &file_overlayd_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +2307,7 @@ func (x *WatchDropsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDropsResponse.ProtoReflect.Descriptor instead.
 func (*WatchDropsResponse) Descriptor() ([]byte, []int) {
-	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_overlayd_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchDropsResponse) GetSamples() []*DropSample {
@@ -1681,7 +2365,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x15\n" +
 	"\x13ListNetworksRequest\"H\n" +
 	"\x14ListNetworksResponse\x120\n" +
-	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\xc7\x03\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\xf8\x03\n" +
 	"\aNetwork\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x16\n" +
@@ -1702,10 +2386,13 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\bcounters\x18\x0e \x01(\v2\x15.overlayd.v1.CountersR\bcounters\x12!\n" +
 	"\ftap_overflow\x18\x0f \x01(\x04R\vtapOverflow\x12\x1d\n" +
 	"\n" +
-	"network_id\x18\x10 \x01(\tR\tnetworkId\"7\n" +
+	"network_id\x18\x10 \x01(\tR\tnetworkId\x12\x10\n" +
+	"\x03mss\x18\x11 \x01(\rR\x03mss\x12\x1d\n" +
+	"\n" +
+	"mtu_limits\x18\x12 \x03(\tR\tmtuLimits\"7\n" +
 	"\aTraffic\x12\x16\n" +
 	"\x06frames\x18\x01 \x01(\x04R\x06frames\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xe5\x03\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xd5\x05\n" +
 	"\bCounters\x12+\n" +
 	"\x06tap_in\x18\x01 \x01(\v2\x14.overlayd.v1.TrafficR\x05tapIn\x12-\n" +
 	"\atap_out\x18\x02 \x01(\v2\x14.overlayd.v1.TrafficR\x06tapOut\x125\n" +
@@ -1715,7 +2402,15 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x0eframes_created\x18\x05 \x01(\x04R\rframesCreated\x12+\n" +
 	"\x11frames_suppressed\x18\x06 \x01(\x04R\x10framesSuppressed\x12%\n" +
 	"\x0eframes_dropped\x18\a \x01(\x04R\rframesDropped\x12P\n" +
-	"\x0fdrops_by_reason\x18\b \x03(\v2(.overlayd.v1.Counters.DropsByReasonEntryR\rdropsByReason\x1a@\n" +
+	"\x0fdrops_by_reason\x18\b \x03(\v2(.overlayd.v1.Counters.DropsByReasonEntryR\rdropsByReason\x12\x1f\n" +
+	"\vmss_clamped\x18\t \x01(\x04R\n" +
+	"mssClamped\x12\x1b\n" +
+	"\ticmp_sent\x18\n" +
+	" \x01(\x04R\bicmpSent\x12!\n" +
+	"\ficmp_limited\x18\v \x01(\x04R\vicmpLimited\x12-\n" +
+	"\x12packets_fragmented\x18\f \x01(\x04R\x11packetsFragmented\x127\n" +
+	"\x17superframes_resegmented\x18\r \x01(\x04R\x16superframesResegmented\x12%\n" +
+	"\x0esegments_split\x18\x0e \x01(\x04R\rsegmentsSplit\x1a@\n" +
 	"\x12DropsByReasonEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"f\n" +
@@ -1735,7 +2430,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x03ips\x18\x05 \x03(\tR\x03ips\"\x12\n" +
 	"\x10ListPeersRequest\"<\n" +
 	"\x11ListPeersResponse\x12'\n" +
-	"\x05peers\x18\x01 \x03(\v2\x11.overlayd.v1.PeerR\x05peers\"\xae\x02\n" +
+	"\x05peers\x18\x01 \x03(\v2\x11.overlayd.v1.PeerR\x05peers\"\xa8\x03\n" +
 	"\x04Peer\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12#\n" +
 	"\rlocal_address\x18\x02 \x01(\tR\flocalAddress\x12\x16\n" +
@@ -1747,7 +2442,82 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\bnetworks\x18\a \x03(\tR\bnetworks\x129\n" +
 	"\n" +
 	"last_heard\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tlastHeard\x12\x18\n" +
-	"\aproblem\x18\b \x01(\tR\aproblem\",\n" +
+	"\aproblem\x18\b \x01(\tR\aproblem\x12%\n" +
+	"\x0eremote_address\x18\n" +
+	" \x01(\tR\rremoteAddress\x12\x19\n" +
+	"\bpath_mtu\x18\v \x01(\rR\apathMtu\x126\n" +
+	"\n" +
+	"candidates\x18\f \x03(\v2\x16.overlayd.v1.CandidateR\n" +
+	"candidates\"\xf2\x01\n" +
+	"\tCandidate\x12\x16\n" +
+	"\x06remote\x18\x01 \x01(\tR\x06remote\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\tR\x05local\x12\x16\n" +
+	"\x06origin\x18\x03 \x01(\tR\x06origin\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12+\n" +
+	"\x03rtt\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03rtt\x12\x19\n" +
+	"\bpath_mtu\x18\x06 \x01(\rR\apathMtu\x12\x16\n" +
+	"\x06chosen\x18\a \x01(\bR\x06chosen\x12\x10\n" +
+	"\x03why\x18\b \x01(\tR\x03why\x12\x17\n" +
+	"\aseen_as\x18\t \x01(\tR\x06seenAs\",\n" +
+	"\x10ListPathsRequest\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\"\x9b\x01\n" +
+	"\x11ListPathsResponse\x120\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\x12'\n" +
+	"\x05paths\x18\x02 \x03(\v2\x11.overlayd.v1.PathR\x05paths\x12+\n" +
+	"\x06probes\x18\x03 \x01(\v2\x13.overlayd.v1.ProbesR\x06probes\"\x81\x05\n" +
+	"\x04Path\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x16\n" +
+	"\x06remote\x18\x02 \x01(\tR\x06remote\x12\x14\n" +
+	"\x05local\x18\x03 \x01(\tR\x05local\x12\x16\n" +
+	"\x06device\x18\x04 \x01(\tR\x06device\x12!\n" +
+	"\funderlay_mtu\x18\x05 \x01(\rR\vunderlayMtu\x12\x19\n" +
+	"\bpath_mtu\x18\x06 \x01(\rR\apathMtu\x12\x18\n" +
+	"\alearned\x18\a \x01(\tR\alearned\x12=\n" +
+	"\flearned_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vlearnedTime\x12\x18\n" +
+	"\asettled\x18\t \x01(\bR\asettled\x125\n" +
+	"\boverhead\x18\n" +
+	" \x03(\v2\x19.overlayd.v1.OverheadTermR\boverhead\x12\x1f\n" +
+	"\voverlay_mtu\x18\v \x01(\rR\n" +
+	"overlayMtu\x12\x19\n" +
+	"\bmss_ipv4\x18\f \x01(\rR\amssIpv4\x12\x19\n" +
+	"\bmss_ipv6\x18\r \x01(\rR\amssIpv6\x12\x1f\n" +
+	"\vblack_holes\x18\x0e \x01(\x04R\n" +
+	"blackHoles\x12\x14\n" +
+	"\x05moves\x18\x0f \x01(\x04R\x05moves\x126\n" +
+	"\n" +
+	"candidates\x18\x10 \x03(\v2\x16.overlayd.v1.CandidateR\n" +
+	"candidates\x12\x1a\n" +
+	"\bnetworks\x18\x11 \x03(\tR\bnetworks\x12\x18\n" +
+	"\aproblem\x18\x12 \x01(\tR\aproblem\x12;\n" +
+	"\vchosen_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"chosenTime\"8\n" +
+	"\fOverheadTerm\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\rR\x05bytes\"\xc7\x05\n" +
+	"\x06Probes\x12\x12\n" +
+	"\x04sent\x18\x01 \x01(\x04R\x04sent\x12\"\n" +
+	"\facknowledged\x18\x02 \x01(\x04R\facknowledged\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\x04 \x01(\x04R\tbytesSent\x123\n" +
+	"\x15acknowledgements_sent\x18\x05 \x01(\x04R\x14acknowledgementsSent\x129\n" +
+	"\x18acknowledgements_limited\x18\x06 \x01(\x04R\x17acknowledgementsLimited\x12T\n" +
+	"\x11ignored_by_reason\x18\a \x03(\v2(.overlayd.v1.Probes.IgnoredByReasonEntryR\x0fignoredByReason\x12%\n" +
+	"\x0ehints_accepted\x18\b \x01(\x04R\rhintsAccepted\x12d\n" +
+	"\x17hints_ignored_by_reason\x18\t \x03(\v2-.overlayd.v1.Probes.HintsIgnoredByReasonEntryR\x14hintsIgnoredByReason\x12\x1f\n" +
+	"\vblack_holes\x18\n" +
+	" \x01(\x04R\n" +
+	"blackHoles\x12\x14\n" +
+	"\x05moves\x18\v \x01(\x04R\x05moves\x12\x1a\n" +
+	"\boverflow\x18\f \x01(\x04R\boverflow\x12\x1f\n" +
+	"\vsend_errors\x18\r \x01(\x04R\n" +
+	"sendErrors\x1aB\n" +
+	"\x14IgnoredByReasonEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1aG\n" +
+	"\x19HintsIgnoredByReasonEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\",\n" +
 	"\x10ListDropsRequest\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\"<\n" +
 	"\x11ListDropsResponse\x12'\n" +
@@ -1776,7 +2546,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\"_\n" +
 	"\x12WatchDropsResponse\x121\n" +
 	"\asamples\x18\x01 \x03(\v2\x17.overlayd.v1.DropSampleR\asamples\x12\x16\n" +
-	"\x06missed\x18\x02 \x01(\x04R\x06missed2\xca\x04\n" +
+	"\x06missed\x18\x02 \x01(\x04R\x06missed2\x9b\x05\n" +
 	"\vNodeService\x12R\n" +
 	"\n" +
 	"GetVersion\x12\x1e.overlayd.v1.GetVersionRequest\x1a\x1f.overlayd.v1.GetVersionResponse\"\x03\x90\x02\x01\x12O\n" +
@@ -1784,6 +2554,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\fListNetworks\x12 .overlayd.v1.ListNetworksRequest\x1a!.overlayd.v1.ListNetworksResponse\"\x03\x90\x02\x01\x12I\n" +
 	"\aListFDB\x12\x1b.overlayd.v1.ListFDBRequest\x1a\x1c.overlayd.v1.ListFDBResponse\"\x03\x90\x02\x01\x12O\n" +
 	"\tListPeers\x12\x1d.overlayd.v1.ListPeersRequest\x1a\x1e.overlayd.v1.ListPeersResponse\"\x03\x90\x02\x01\x12O\n" +
+	"\tListPaths\x12\x1d.overlayd.v1.ListPathsRequest\x1a\x1e.overlayd.v1.ListPathsResponse\"\x03\x90\x02\x01\x12O\n" +
 	"\tListDrops\x12\x1d.overlayd.v1.ListDropsRequest\x1a\x1e.overlayd.v1.ListDropsResponse\"\x03\x90\x02\x01\x12O\n" +
 	"\n" +
 	"WatchDrops\x12\x1e.overlayd.v1.WatchDropsRequest\x1a\x1f.overlayd.v1.WatchDropsResponse0\x01BFZDgithub.com/overlayd/overlayd/controlplane/api/overlayd/v1;overlaydv1b\x06proto3"
@@ -1800,7 +2571,7 @@ func file_overlayd_v1_node_proto_rawDescGZIP() []byte {
 	return file_overlayd_v1_node_proto_rawDescData
 }
 
-var file_overlayd_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_overlayd_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_overlayd_v1_node_proto_goTypes = []any{
 	(*GetVersionRequest)(nil),     // 0: overlayd.v1.GetVersionRequest
 	(*GetVersionResponse)(nil),    // 1: overlayd.v1.GetVersionResponse
@@ -1821,60 +2592,81 @@ var file_overlayd_v1_node_proto_goTypes = []any{
 	(*ListPeersRequest)(nil),      // 16: overlayd.v1.ListPeersRequest
 	(*ListPeersResponse)(nil),     // 17: overlayd.v1.ListPeersResponse
 	(*Peer)(nil),                  // 18: overlayd.v1.Peer
-	(*ListDropsRequest)(nil),      // 19: overlayd.v1.ListDropsRequest
-	(*ListDropsResponse)(nil),     // 20: overlayd.v1.ListDropsResponse
-	(*Drop)(nil),                  // 21: overlayd.v1.Drop
-	(*DropSample)(nil),            // 22: overlayd.v1.DropSample
-	(*WatchDropsRequest)(nil),     // 23: overlayd.v1.WatchDropsRequest
-	(*WatchDropsResponse)(nil),    // 24: overlayd.v1.WatchDropsResponse
-	nil,                           // 25: overlayd.v1.Underlay.DropsByReasonEntry
-	nil,                           // 26: overlayd.v1.Counters.DropsByReasonEntry
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*Candidate)(nil),             // 19: overlayd.v1.Candidate
+	(*ListPathsRequest)(nil),      // 20: overlayd.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),     // 21: overlayd.v1.ListPathsResponse
+	(*Path)(nil),                  // 22: overlayd.v1.Path
+	(*OverheadTerm)(nil),          // 23: overlayd.v1.OverheadTerm
+	(*Probes)(nil),                // 24: overlayd.v1.Probes
+	(*ListDropsRequest)(nil),      // 25: overlayd.v1.ListDropsRequest
+	(*ListDropsResponse)(nil),     // 26: overlayd.v1.ListDropsResponse
+	(*Drop)(nil),                  // 27: overlayd.v1.Drop
+	(*DropSample)(nil),            // 28: overlayd.v1.DropSample
+	(*WatchDropsRequest)(nil),     // 29: overlayd.v1.WatchDropsRequest
+	(*WatchDropsResponse)(nil),    // 30: overlayd.v1.WatchDropsResponse
+	nil,                           // 31: overlayd.v1.Underlay.DropsByReasonEntry
+	nil,                           // 32: overlayd.v1.Counters.DropsByReasonEntry
+	nil,                           // 33: overlayd.v1.Probes.IgnoredByReasonEntry
+	nil,                           // 34: overlayd.v1.Probes.HintsIgnoredByReasonEntry
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
 }
 var file_overlayd_v1_node_proto_depIdxs = []int32{
 	2,  // 0: overlayd.v1.GetVersionResponse.version:type_name -> overlayd.v1.Version
 	5,  // 1: overlayd.v1.GetStatusResponse.status:type_name -> overlayd.v1.NodeStatus
 	2,  // 2: overlayd.v1.NodeStatus.version:type_name -> overlayd.v1.Version
-	27, // 3: overlayd.v1.NodeStatus.start_time:type_name -> google.protobuf.Timestamp
+	35, // 3: overlayd.v1.NodeStatus.start_time:type_name -> google.protobuf.Timestamp
 	6,  // 4: overlayd.v1.NodeStatus.underlay:type_name -> overlayd.v1.Underlay
 	7,  // 5: overlayd.v1.NodeStatus.features:type_name -> overlayd.v1.Feature
-	25, // 6: overlayd.v1.Underlay.drops_by_reason:type_name -> overlayd.v1.Underlay.DropsByReasonEntry
+	31, // 6: overlayd.v1.Underlay.drops_by_reason:type_name -> overlayd.v1.Underlay.DropsByReasonEntry
 	10, // 7: overlayd.v1.ListNetworksResponse.networks:type_name -> overlayd.v1.Network
 	12, // 8: overlayd.v1.Network.counters:type_name -> overlayd.v1.Counters
 	11, // 9: overlayd.v1.Counters.tap_in:type_name -> overlayd.v1.Traffic
 	11, // 10: overlayd.v1.Counters.tap_out:type_name -> overlayd.v1.Traffic
 	11, // 11: overlayd.v1.Counters.underlay_in:type_name -> overlayd.v1.Traffic
 	11, // 12: overlayd.v1.Counters.underlay_out:type_name -> overlayd.v1.Traffic
-	26, // 13: overlayd.v1.Counters.drops_by_reason:type_name -> overlayd.v1.Counters.DropsByReasonEntry
+	32, // 13: overlayd.v1.Counters.drops_by_reason:type_name -> overlayd.v1.Counters.DropsByReasonEntry
 	15, // 14: overlayd.v1.ListFDBResponse.entries:type_name -> overlayd.v1.FDBEntry
-	28, // 15: overlayd.v1.FDBEntry.age:type_name -> google.protobuf.Duration
+	36, // 15: overlayd.v1.FDBEntry.age:type_name -> google.protobuf.Duration
 	18, // 16: overlayd.v1.ListPeersResponse.peers:type_name -> overlayd.v1.Peer
-	27, // 17: overlayd.v1.Peer.last_heard:type_name -> google.protobuf.Timestamp
-	21, // 18: overlayd.v1.ListDropsResponse.drops:type_name -> overlayd.v1.Drop
-	27, // 19: overlayd.v1.Drop.last_time:type_name -> google.protobuf.Timestamp
-	22, // 20: overlayd.v1.Drop.last_sample:type_name -> overlayd.v1.DropSample
-	27, // 21: overlayd.v1.DropSample.time:type_name -> google.protobuf.Timestamp
-	22, // 22: overlayd.v1.WatchDropsResponse.samples:type_name -> overlayd.v1.DropSample
-	0,  // 23: overlayd.v1.NodeService.GetVersion:input_type -> overlayd.v1.GetVersionRequest
-	3,  // 24: overlayd.v1.NodeService.GetStatus:input_type -> overlayd.v1.GetStatusRequest
-	8,  // 25: overlayd.v1.NodeService.ListNetworks:input_type -> overlayd.v1.ListNetworksRequest
-	13, // 26: overlayd.v1.NodeService.ListFDB:input_type -> overlayd.v1.ListFDBRequest
-	16, // 27: overlayd.v1.NodeService.ListPeers:input_type -> overlayd.v1.ListPeersRequest
-	19, // 28: overlayd.v1.NodeService.ListDrops:input_type -> overlayd.v1.ListDropsRequest
-	23, // 29: overlayd.v1.NodeService.WatchDrops:input_type -> overlayd.v1.WatchDropsRequest
-	1,  // 30: overlayd.v1.NodeService.GetVersion:output_type -> overlayd.v1.GetVersionResponse
-	4,  // 31: overlayd.v1.NodeService.GetStatus:output_type -> overlayd.v1.GetStatusResponse
-	9,  // 32: overlayd.v1.NodeService.ListNetworks:output_type -> overlayd.v1.ListNetworksResponse
-	14, // 33: overlayd.v1.NodeService.ListFDB:output_type -> overlayd.v1.ListFDBResponse
-	17, // 34: overlayd.v1.NodeService.ListPeers:output_type -> overlayd.v1.ListPeersResponse
-	20, // 35: overlayd.v1.NodeService.ListDrops:output_type -> overlayd.v1.ListDropsResponse
-	24, // 36: overlayd.v1.NodeService.WatchDrops:output_type -> overlayd.v1.WatchDropsResponse
-	30, // [30:37] is the sub-list for method output_type
-	23, // [23:30] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	35, // 17: overlayd.v1.Peer.last_heard:type_name -> google.protobuf.Timestamp
+	19, // 18: overlayd.v1.Peer.candidates:type_name -> overlayd.v1.Candidate
+	36, // 19: overlayd.v1.Candidate.rtt:type_name -> google.protobuf.Duration
+	10, // 20: overlayd.v1.ListPathsResponse.networks:type_name -> overlayd.v1.Network
+	22, // 21: overlayd.v1.ListPathsResponse.paths:type_name -> overlayd.v1.Path
+	24, // 22: overlayd.v1.ListPathsResponse.probes:type_name -> overlayd.v1.Probes
+	35, // 23: overlayd.v1.Path.learned_time:type_name -> google.protobuf.Timestamp
+	23, // 24: overlayd.v1.Path.overhead:type_name -> overlayd.v1.OverheadTerm
+	19, // 25: overlayd.v1.Path.candidates:type_name -> overlayd.v1.Candidate
+	35, // 26: overlayd.v1.Path.chosen_time:type_name -> google.protobuf.Timestamp
+	33, // 27: overlayd.v1.Probes.ignored_by_reason:type_name -> overlayd.v1.Probes.IgnoredByReasonEntry
+	34, // 28: overlayd.v1.Probes.hints_ignored_by_reason:type_name -> overlayd.v1.Probes.HintsIgnoredByReasonEntry
+	27, // 29: overlayd.v1.ListDropsResponse.drops:type_name -> overlayd.v1.Drop
+	35, // 30: overlayd.v1.Drop.last_time:type_name -> google.protobuf.Timestamp
+	28, // 31: overlayd.v1.Drop.last_sample:type_name -> overlayd.v1.DropSample
+	35, // 32: overlayd.v1.DropSample.time:type_name -> google.protobuf.Timestamp
+	28, // 33: overlayd.v1.WatchDropsResponse.samples:type_name -> overlayd.v1.DropSample
+	0,  // 34: overlayd.v1.NodeService.GetVersion:input_type -> overlayd.v1.GetVersionRequest
+	3,  // 35: overlayd.v1.NodeService.GetStatus:input_type -> overlayd.v1.GetStatusRequest
+	8,  // 36: overlayd.v1.NodeService.ListNetworks:input_type -> overlayd.v1.ListNetworksRequest
+	13, // 37: overlayd.v1.NodeService.ListFDB:input_type -> overlayd.v1.ListFDBRequest
+	16, // 38: overlayd.v1.NodeService.ListPeers:input_type -> overlayd.v1.ListPeersRequest
+	20, // 39: overlayd.v1.NodeService.ListPaths:input_type -> overlayd.v1.ListPathsRequest
+	25, // 40: overlayd.v1.NodeService.ListDrops:input_type -> overlayd.v1.ListDropsRequest
+	29, // 41: overlayd.v1.NodeService.WatchDrops:input_type -> overlayd.v1.WatchDropsRequest
+	1,  // 42: overlayd.v1.NodeService.GetVersion:output_type -> overlayd.v1.GetVersionResponse
+	4,  // 43: overlayd.v1.NodeService.GetStatus:output_type -> overlayd.v1.GetStatusResponse
+	9,  // 44: overlayd.v1.NodeService.ListNetworks:output_type -> overlayd.v1.ListNetworksResponse
+	14, // 45: overlayd.v1.NodeService.ListFDB:output_type -> overlayd.v1.ListFDBResponse
+	17, // 46: overlayd.v1.NodeService.ListPeers:output_type -> overlayd.v1.ListPeersResponse
+	21, // 47: overlayd.v1.NodeService.ListPaths:output_type -> overlayd.v1.ListPathsResponse
+	26, // 48: overlayd.v1.NodeService.ListDrops:output_type -> overlayd.v1.ListDropsResponse
+	30, // 49: overlayd.v1.NodeService.WatchDrops:output_type -> overlayd.v1.WatchDropsResponse
+	42, // [42:50] is the sub-list for method output_type
+	34, // [34:42] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_overlayd_v1_node_proto_init() }
@@ -1888,7 +2680,7 @@ func file_overlayd_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_overlayd_v1_node_proto_rawDesc), len(file_overlayd_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

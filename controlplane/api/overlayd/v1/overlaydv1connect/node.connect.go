@@ -44,6 +44,8 @@ const (
 	NodeServiceListFDBProcedure = "/overlayd.v1.NodeService/ListFDB"
 	// NodeServiceListPeersProcedure is the fully-qualified name of the NodeService's ListPeers RPC.
 	NodeServiceListPeersProcedure = "/overlayd.v1.NodeService/ListPeers"
+	// NodeServiceListPathsProcedure is the fully-qualified name of the NodeService's ListPaths RPC.
+	NodeServiceListPathsProcedure = "/overlayd.v1.NodeService/ListPaths"
 	// NodeServiceListDropsProcedure is the fully-qualified name of the NodeService's ListDrops RPC.
 	NodeServiceListDropsProcedure = "/overlayd.v1.NodeService/ListDrops"
 	// NodeServiceWatchDropsProcedure is the fully-qualified name of the NodeService's WatchDrops RPC.
@@ -63,6 +65,9 @@ type NodeServiceClient interface {
 	ListFDB(context.Context, *v1.ListFDBRequest) (*v1.ListFDBResponse, error)
 	// ListPeers returns the remote VTEPs, in the order of their addresses.
 	ListPeers(context.Context, *v1.ListPeersRequest) (*v1.ListPeersResponse, error)
+	// ListPaths returns what each network carries and why, with the paths to the remote VTEPs that take part in it.
+	// An unknown network is NOT_FOUND.
+	ListPaths(context.Context, *v1.ListPathsRequest) (*v1.ListPathsResponse, error)
 	// ListDrops returns one row for each network and reason with a count above zero.
 	// An unknown network is NOT_FOUND.
 	ListDrops(context.Context, *v1.ListDropsRequest) (*v1.ListDropsResponse, error)
@@ -117,6 +122,13 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		listPaths: connect.NewClient[v1.ListPathsRequest, v1.ListPathsResponse](
+			httpClient,
+			baseURL+NodeServiceListPathsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ListPaths")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		listDrops: connect.NewClient[v1.ListDropsRequest, v1.ListDropsResponse](
 			httpClient,
 			baseURL+NodeServiceListDropsProcedure,
@@ -140,6 +152,7 @@ type nodeServiceClient struct {
 	listNetworks *connect.Client[v1.ListNetworksRequest, v1.ListNetworksResponse]
 	listFDB      *connect.Client[v1.ListFDBRequest, v1.ListFDBResponse]
 	listPeers    *connect.Client[v1.ListPeersRequest, v1.ListPeersResponse]
+	listPaths    *connect.Client[v1.ListPathsRequest, v1.ListPathsResponse]
 	listDrops    *connect.Client[v1.ListDropsRequest, v1.ListDropsResponse]
 	watchDrops   *connect.Client[v1.WatchDropsRequest, v1.WatchDropsResponse]
 }
@@ -189,6 +202,15 @@ func (c *nodeServiceClient) ListPeers(ctx context.Context, req *v1.ListPeersRequ
 	return nil, err
 }
 
+// ListPaths calls overlayd.v1.NodeService.ListPaths.
+func (c *nodeServiceClient) ListPaths(ctx context.Context, req *v1.ListPathsRequest) (*v1.ListPathsResponse, error) {
+	response, err := c.listPaths.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ListDrops calls overlayd.v1.NodeService.ListDrops.
 func (c *nodeServiceClient) ListDrops(ctx context.Context, req *v1.ListDropsRequest) (*v1.ListDropsResponse, error) {
 	response, err := c.listDrops.CallUnary(ctx, connect.NewRequest(req))
@@ -216,6 +238,9 @@ type NodeServiceHandler interface {
 	ListFDB(context.Context, *v1.ListFDBRequest) (*v1.ListFDBResponse, error)
 	// ListPeers returns the remote VTEPs, in the order of their addresses.
 	ListPeers(context.Context, *v1.ListPeersRequest) (*v1.ListPeersResponse, error)
+	// ListPaths returns what each network carries and why, with the paths to the remote VTEPs that take part in it.
+	// An unknown network is NOT_FOUND.
+	ListPaths(context.Context, *v1.ListPathsRequest) (*v1.ListPathsResponse, error)
 	// ListDrops returns one row for each network and reason with a count above zero.
 	// An unknown network is NOT_FOUND.
 	ListDrops(context.Context, *v1.ListDropsRequest) (*v1.ListDropsResponse, error)
@@ -266,6 +291,13 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceListPathsHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceListPathsProcedure,
+		svc.ListPaths,
+		connect.WithSchema(nodeServiceMethods.ByName("ListPaths")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceListDropsHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceListDropsProcedure,
 		svc.ListDrops,
@@ -291,6 +323,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceListFDBHandler.ServeHTTP(w, r)
 		case NodeServiceListPeersProcedure:
 			nodeServiceListPeersHandler.ServeHTTP(w, r)
+		case NodeServiceListPathsProcedure:
+			nodeServiceListPathsHandler.ServeHTTP(w, r)
 		case NodeServiceListDropsProcedure:
 			nodeServiceListDropsHandler.ServeHTTP(w, r)
 		case NodeServiceWatchDropsProcedure:
@@ -322,6 +356,10 @@ func (UnimplementedNodeServiceHandler) ListFDB(context.Context, *v1.ListFDBReque
 
 func (UnimplementedNodeServiceHandler) ListPeers(context.Context, *v1.ListPeersRequest) (*v1.ListPeersResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("overlayd.v1.NodeService.ListPeers is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ListPaths(context.Context, *v1.ListPathsRequest) (*v1.ListPathsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("overlayd.v1.NodeService.ListPaths is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) ListDrops(context.Context, *v1.ListDropsRequest) (*v1.ListDropsResponse, error) {
