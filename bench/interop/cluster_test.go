@@ -39,14 +39,34 @@ type member struct {
 	t      *testing.T
 	host   *lab.Host
 	dir    string
-	socket string // stays the same over restarts
-	daemon *running
+	more   string // lines of its configuration file
+	socket string // of the daemon that runs
+	// earlier is what daemons that were ended have logged, for those tests that look at it.
+	earlier string
+	daemon  *running
 }
 
 // members starts the daemons of hosts h1, h2 and so on, in no cluster yet.
 func members(t *testing.T, outer lab.Family, n int, edit func(*lab.Scenario)) ([]*member, *lab.Lab) {
 	t.Helper()
-	sc := scenario(outer, make([]lab.Kind, n)...)
+	all, l := places(t, outer, n, edit)
+	for _, m := range all {
+		m.start()
+	}
+	return all, l
+}
+
+// places is members without the daemons.
+func places(t *testing.T, outer lab.Family, n int, edit func(*lab.Scenario)) ([]*member, *lab.Lab) {
+	t.Helper()
+	sc := scenario(outer)
+	for i := range n {
+		underlay := fmt.Sprintf("2001:db8:%d::1/64", i+1)
+		if outer == lab.IPv4 {
+			underlay = fmt.Sprintf("%s.%d/26", []string{"192.0.2", "198.51.100", "203.0.113"}[i%3], i/3*64+1)
+		}
+		sc.Hosts = append(sc.Hosts, lab.HostSpec{Name: fmt.Sprintf("h%d", i+1), Underlay: []netip.Prefix{netip.MustParsePrefix(underlay)}})
+	}
 	if edit != nil {
 		edit(&sc)
 	}
@@ -54,7 +74,6 @@ func members(t *testing.T, outer lab.Family, n int, edit func(*lab.Scenario)) ([
 	var out []*member
 	for _, h := range l.Hosts() {
 		m := &member{t: t, host: h, dir: t.TempDir()}
-		m.start()
 		out = append(out, m)
 		t.Cleanup(func() { m.clear() })
 	}
@@ -63,7 +82,7 @@ func members(t *testing.T, outer lab.Family, n int, edit func(*lab.Scenario)) ([
 
 func (m *member) start() {
 	m.t.Helper()
-	m.daemon = start(m.t, m.host, "data_dir: "+m.dir+"\n")
+	m.daemon = start(m.t, m.host, "data_dir: "+m.dir+"\n"+m.more)
 	m.socket = m.daemon.socket
 }
 
@@ -98,6 +117,12 @@ func (m *member) clear() {
 // try runs overlayctl against the daemon of this host.
 func (m *member) try(args ...string) (stdout, stderr string, code int) {
 	m.t.Helper()
+	return m.feed("", args...)
+}
+
+// feed is try with something on the standard input.
+func (m *member) feed(stdin string, args ...string) (stdout, stderr string, code int) {
+	m.t.Helper()
 	ctl, err := buildCtl()
 	if err != nil {
 		m.t.Fatal(err)
@@ -106,7 +131,7 @@ func (m *member) try(args ...string) (stdout, stderr string, code int) {
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, ctl, append([]string{"--socket", m.socket}, args...)...)
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
 	_ = cmd.Run() // how it ended is in ProcessState
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }

@@ -273,16 +273,20 @@ func (m *members) random() []netip.AddrPort {
 func (m *members) missing(addrs []netip.AddrPort) []netip.AddrPort {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	have := make(map[netip.AddrPort]bool, len(m.nodes))
+	absent := make(map[netip.AddrPort]bool, len(addrs)) // which are few, and the members may be many
+	for _, a := range addrs {
+		absent[a] = true
+	}
 	for _, n := range m.nodes {
 		if in(n.state) == 1 {
-			have[n.addr] = true
+			delete(absent, n.addr)
 		}
 	}
 	var out []netip.AddrPort
 	for _, a := range addrs {
-		if !have[a] && !slices.Contains(out, a) {
+		if absent[a] {
 			out = append(out, a)
+			delete(absent, a)
 		}
 	}
 	return out
