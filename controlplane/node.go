@@ -32,7 +32,8 @@ type Node struct {
 	cfg     Config
 	log     *slog.Logger
 	replica *state.Replica
-	hub     *hub // guards changes of replica
+	hub     *hub         // guards changes of replica
+	path    atomic.Int64 // see SetPathMTU
 
 	mu     sync.Mutex // serialises Init, Join and Leave
 	member atomic.Pointer[member]

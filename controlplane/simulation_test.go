@@ -259,7 +259,7 @@ func (s *simulation) connect(n *simNode) {
 	}
 	g, err := gossip.New(gossip.Config{
 		NodeID: n.local.NodeID, Cluster: simCluster, Advertise: at, Keys: [][]byte{simKey()}, Transport: n.tr,
-		PacketSize: func() int { return gossipPayload },
+		PacketSize: func() int { return leastPath - gossipHeaders },
 		Deliver:    n.deliver,
 		State: func() gossip.Digest {
 			index, sum := n.node.replica.Position()

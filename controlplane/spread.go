@@ -38,9 +38,6 @@ const (
 	maxStrangers = 3
 	// saveEvery is the least time between two writes of the copy to disk.
 	saveEvery = 2 * time.Second
-	// gossipPayload is what a UDP payload may have, in bytes, as long as nobody has proven that the paths carry more:
-	// IPv6 guarantees packets of 1280 (RFC 8200, section 5), of which 48 are headers.
-	gossipPayload = 1280 - 40 - 8
 )
 
 // errSigner means that a gossip message was signed by a node that is no manager as far as this one knows.
@@ -367,7 +364,7 @@ func (m *member) openGossip() (*gossip.Gossip, error) {
 		Advertise:  netip.AddrPortFrom(m.local.Addresses[0], m.local.GossipPort),
 		Addresses:  m.gossipsAt,
 		Keys:       keys,
-		PacketSize: func() int { return gossipPayload },
+		PacketSize: m.node.gossipPayload,
 		Deliver:    m.deliver,
 		State: func() gossip.Digest {
 			return gossip.Digest{Index: m.node.replica.Index(), Sum: sumOf(m.node.replica.Digest())}

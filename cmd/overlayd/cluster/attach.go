@@ -353,6 +353,7 @@ func (f *Follower) tidy(ctx context.Context) {
 		f.openUnderlay()
 	}
 	f.stateNodes()
+	f.sizePackets()
 	f.forgetNodes()
 	var confirm, gone []*attachment
 	for id, n := range f.networks {

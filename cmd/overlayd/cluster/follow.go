@@ -156,7 +156,11 @@ func (f *Follower) take(u controlplane.Update) {
 	if f.vtep != nil || f.noVTEP == "" || u.Reset { // or else it is tried again now and then
 		f.openUnderlay()
 	}
+	moved := len(f.reached.look) > 0
 	f.stateNodes()
+	if moved {
+		f.sizePackets() // nothing is known of a new node's path
+	}
 	// Those that are gone come first: others may have their names and VNIs now.
 	for _, gone := range []bool{true, false} {
 		for id := range dirty {
