@@ -81,6 +81,9 @@ func (a *app) status(ctx context.Context, c *api.Client) error {
 		if n.TapOverflow > 0 {
 			p.add("", "%s lost because the queue of %s was full", plural(n.TapOverflow, "frame"), n.Device)
 		}
+		if n.Healed > 0 {
+			p.add("", "%s put right that somebody else had changed: the log says when", plural(n.Healed, "thing"))
+		}
 		dropped += n.GetCounters().GetFramesDropped()
 	}
 	describePeers(p, peers.Peers)

@@ -93,6 +93,7 @@ func (n *node) Networks() []*overlaydv1.Network {
 			AllowNested: s.AllowNested,
 			FdbEntries:  uint64(s.FDBEntries),
 			TapOverflow: s.TAPOverflow,
+			Healed:      s.Healed,
 			Counters: &overlaydv1.Counters{
 				TapIn:                  traffic(k.TAPIn),
 				TapOut:                 traffic(k.TAPOut),

@@ -55,7 +55,8 @@ type Collector struct {
 	src Source
 
 	frames, bytes, created, suppressed, drops      *prometheus.Desc
-	networkInfo, networkMTU, fdb, tapOverflow      *prometheus.Desc
+	networkInfo, networkMTU, fdb                   *prometheus.Desc
+	healed, tapOverflow                            *prometheus.Desc
 	datagrams, receiveOverflow, feature            *prometheus.Desc
 	peerReachable, peerUnderlayMTU, peerOverlayMTU *prometheus.Desc
 
@@ -79,6 +80,7 @@ func NewCollector(src Source) *Collector {
 		networkInfo: desc("network_info", "Always 1; the labels say what the network is.", "network", "vni", "device", "backend"),
 		networkMTU:  desc("network_mtu_bytes", "Largest inner IP packet that the network carries.", "network"),
 		fdb:         desc("fdb_entries", "Entries of the forwarding database.", "network"),
+		healed:      desc("healed_total", "Entries of the tables and settings in the kernel that were found other than stated, and put right.", "network"),
 		tapOverflow: desc("tap_overflow_total", "Frames that the kernel dropped before the daemon saw them, because the queue of the TAP was full.", "network"),
 
 		datagrams:       desc("datagrams_total", "UDP datagrams on the underlay.", "direction"),
@@ -97,7 +99,7 @@ func NewCollector(src Source) *Collector {
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.frames, c.bytes, c.created, c.suppressed, c.drops,
-		c.networkInfo, c.networkMTU, c.fdb, c.tapOverflow,
+		c.networkInfo, c.networkMTU, c.fdb, c.healed, c.tapOverflow,
 		c.datagrams, c.receiveOverflow, c.feature,
 		c.peerReachable, c.peerUnderlayMTU, c.peerOverlayMTU,
 	} {
@@ -134,6 +136,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.networkInfo, 1, n.Name, n.VNI.String(), n.Device, n.Backend)
 		gauge(c.networkMTU, float64(n.MTU), n.Name)
 		gauge(c.fdb, float64(n.FDBEntries), n.Name)
+		counter(c.healed, n.Healed, n.Name)
 		counter(c.tapOverflow, n.TAPOverflow, n.Name)
 	}
 	st := c.src.Status()

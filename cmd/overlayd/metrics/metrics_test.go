@@ -36,7 +36,7 @@ func (source) Status() vtep.Status {
 }
 
 func (source) Networks() []vtep.NetworkStatus {
-	n := vtep.NetworkStatus{Name: "blue", VNI: 42, Device: "blue0", Backend: "vnet", MTU: 1450, FDBEntries: 3, TAPOverflow: 4}
+	n := vtep.NetworkStatus{Name: "blue", VNI: 42, Device: "blue0", Backend: "vnet", MTU: 1450, FDBEntries: 3, TAPOverflow: 4, Healed: 5}
 	n.Counters = vtep.Counters{
 		TAPIn: vtep.Traffic{Frames: 10, Bytes: 1000}, TAPOut: vtep.Traffic{Frames: 9, Bytes: 900},
 		UnderlayIn: vtep.Traffic{Frames: 11, Bytes: 1100}, UnderlayOut: vtep.Traffic{Frames: 12, Bytes: 1200},
@@ -120,6 +120,9 @@ overlayd_frames_total{direction="tap_in",network="blue"} 10
 overlayd_frames_total{direction="tap_out",network="blue"} 9
 overlayd_frames_total{direction="underlay_in",network="blue"} 11
 overlayd_frames_total{direction="underlay_out",network="blue"} 12
+# HELP overlayd_healed_total Entries of the tables and settings in the kernel that were found other than stated, and put right.
+# TYPE overlayd_healed_total counter
+overlayd_healed_total{network="blue"} 5
 # HELP overlayd_network_info Always 1; the labels say what the network is.
 # TYPE overlayd_network_info gauge
 overlayd_network_info{backend="vnet",device="blue0",network="blue",vni="42"} 1

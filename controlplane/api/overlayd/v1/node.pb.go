@@ -576,6 +576,7 @@ type Network struct {
 	NetworkId     string                 `protobuf:"bytes,16,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`        // of the cluster's network that it is; empty for one that is stated in the node's configuration
 	Mss           uint32                 `protobuf:"varint,17,opt,name=mss,proto3" json:"mss,omitempty"`                                    // bytes that the operator fixed as the most for a TCP segment; 0 means that it follows the paths
 	MtuLimits     []string               `protobuf:"bytes,18,rep,name=mtu_limits,json=mtuLimits,proto3" json:"mtu_limits,omitempty"`        // peers whose paths are the narrowest, and so determine a derived mtu
+	Healed        uint64                 `protobuf:"varint,19,opt,name=healed,proto3" json:"healed,omitempty"`                              // entries and settings that were found other than stated, and put right
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -734,6 +735,13 @@ func (x *Network) GetMtuLimits() []string {
 		return x.MtuLimits
 	}
 	return nil
+}
+
+func (x *Network) GetHealed() uint64 {
+	if x != nil {
+		return x.Healed
+	}
+	return 0
 }
 
 // Traffic counts inner frames as they are on a wire, and their bytes without frame check sequence. A
@@ -2365,7 +2373,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x15\n" +
 	"\x13ListNetworksRequest\"H\n" +
 	"\x14ListNetworksResponse\x120\n" +
-	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\xf8\x03\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\x90\x04\n" +
 	"\aNetwork\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x16\n" +
@@ -2389,7 +2397,8 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"network_id\x18\x10 \x01(\tR\tnetworkId\x12\x10\n" +
 	"\x03mss\x18\x11 \x01(\rR\x03mss\x12\x1d\n" +
 	"\n" +
-	"mtu_limits\x18\x12 \x03(\tR\tmtuLimits\"7\n" +
+	"mtu_limits\x18\x12 \x03(\tR\tmtuLimits\x12\x16\n" +
+	"\x06healed\x18\x13 \x01(\x04R\x06healed\"7\n" +
 	"\aTraffic\x12\x16\n" +
 	"\x06frames\x18\x01 \x01(\x04R\x06frames\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xd5\x05\n" +
