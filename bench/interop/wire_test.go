@@ -19,6 +19,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/dataplane/mtu"
+	"github.com/overlayd/overlayd/dataplane/probe"
 )
 
 // Terms. A packet is what crosses a link between a host and the router. It carries a datagram, or it is a
@@ -45,6 +46,7 @@ type sender struct {
 	mtu      int  // of its link
 	entropy  bool // source ports from a pool
 	checksum bool // of the outer UDP header
+	probes   bool // sends path probes
 }
 
 // sightings counts what went by, so that a test can tell whether it tested what it says.
@@ -76,6 +78,7 @@ func watch(t *testing.T, l *lab.Lab, finished bool) *wire {
 			kind: h.Kind(network), mtu: int(spec.MTU),
 			entropy:  !slices.Contains(spec.Overlayd.Disable, "source-port-entropy"),
 			checksum: spec.Overlayd.Checksum != "off" || underlay(h).Is6(),
+			probes:   h.Kind(network) == lab.Overlayd && !slices.Contains(spec.Overlayd.Disable, "path-probes"),
 		}
 		w.senders[underlay(h)] = s
 	}
@@ -284,6 +287,9 @@ func (w *wire) datagrams(p *capture.Packet, outer *frametest.Packet, src netip.A
 
 // datagram checks VXLAN and the frame inside. segment is the payload of each segment of a superframe, or 0.
 func (w *wire) datagram(b []byte, outer *frametest.Packet, src netip.Addr, s sender, segment int) error {
+	if probe.Is(b) {
+		return w.probe(b, outer, s)
+	}
 	got, frame, err := frametest.Datagram(b)
 	if err != nil {
 		return err
@@ -321,6 +327,27 @@ func (w *wire) datagram(b []byte, outer *frametest.Packet, src netip.Addr, s sen
 		return fmt.Errorf("outer source port %d, and %d before for the same flow %+v", outer.UDP.SrcPort, port, f)
 	}
 	w.ports[f] = uint16(outer.UDP.SrcPort)
+	return nil
+}
+
+// probe checks a path probe or an acknowledgement. Without a cluster there are no keys but the public one.
+func (w *wire) probe(b []byte, outer *frametest.Packet, s sender) error {
+	m, err := probe.Keys{}.Parse(b)
+	switch {
+	case err != nil:
+		return err
+	case !s.probes:
+		return errors.New("a path probe from a host that sends none")
+	}
+	family := mtu.IPv4
+	if outer.IPv6 != nil {
+		family = mtu.IPv6
+	}
+	// What the datagram would take of a packet if it were a frame with its VXLAN header.
+	if size := mtu.Overhead(family, 0) - header.EthernetLen - header.VXLANLen + len(b); m.Type == probe.Probe && m.Size != size {
+		return fmt.Errorf("a path probe that says %d in an IP packet of %d bytes", m.Size, size)
+	}
+	w.seen.inner["path-probe"]++
 	return nil
 }
 
