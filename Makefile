@@ -127,7 +127,7 @@ fuzz: ## run each fuzz target for FUZZTIME=20s in turn
 soak: ## run the long tests of the control plane, then the namespace tests under the race detector for SOAKTIME=600 seconds (root)
 	@$(need-root)
 	OVERLAYD_SOAK=200 $(GO) test -count=1 -p 1 -v -timeout 90m -run 'Linearizable|Convergence|Simulation' ./controlplane/...
-	OVERLAYD_SOAK=1 $(GO) test -count=1 -v -timeout 30m -run TestCluster ./bench/interop
+	OVERLAYD_SOAK=1 $(GO) test -count=1 -v -timeout 30m -run 'Cluster|MTU|NarrowHops|ProbingCost' ./bench/interop
 	@round=0; while [ $$round = 0 ] || [ $$SECONDS -lt $(SOAKTIME) ]; do \
 		round=$$((round + 1)); echo "# round $$round, $$SECONDS s of $(SOAKTIME) s"; \
 		$(GO) test -race -count=1 -p 1 -timeout 30m $(NETNS); \

@@ -118,7 +118,11 @@ func (l *Lab) admit(ctx context.Context, first *Host, role Role, joining []*Host
 	if err != nil {
 		return err
 	}
-	remote := net.JoinHostPort(first.spec.Underlay[0].Addr().String(), strconv.Itoa(controlPort))
+	at := first.spec.Underlay[0].Addr()
+	if first.spec.Floating.IsValid() {
+		at = first.spec.Floating.Addr
+	}
+	remote := net.JoinHostPort(at.String(), strconv.Itoa(controlPort))
 	for _, h := range joining {
 		if _, err := h.Overlayctl(ctx, "join", "--token", strings.TrimSpace(token), "--advertise", h.advertised(), remote); err != nil {
 			return err
@@ -127,8 +131,11 @@ func (l *Lab) admit(ctx context.Context, first *Host, role Role, joining []*Host
 	return nil
 }
 
-// advertised are the underlay addresses of a host as overlayctl takes them.
+// advertised are the underlay addresses of a host as overlayctl takes them, or the one that leads to it.
 func (h *Host) advertised() string {
+	if h.spec.Floating.IsValid() {
+		return h.spec.Floating.String()
+	}
 	var out []string
 	for _, p := range h.spec.Underlay {
 		out = append(out, p.Addr().String())

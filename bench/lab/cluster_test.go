@@ -152,7 +152,7 @@ func TestClusterDemo(t *testing.T) {
 		"h5      overlayctl --socket SOCK network create blue --subnet 10.42.0.0/24\n",
 		"--name c1 --ip 10.42.0.10\n",
 		"saw them in 20", "50 MB and 50 MB", "another leader than h1", "5 of 5 pings", "c1 to be reached again",
-		"datagrams arrive, 0 damaged, 0 doubled", "All 11 checks passed",
+		"datagrams arrive, 0 damaged, 0 doubled", "All 12 checks passed",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in what is shown", want)

@@ -94,12 +94,14 @@ func programs(overlayd string) (Options, error) {
 
 func runCommand() *cobra.Command {
 	var overlayd string
+	var slack, transfer int
 	cmd := &cobra.Command{
 		Use:   "run SCENARIO",
 		Short: "Bring a lab up, send traffic through it, show what happened, and take it down",
 		Long: "Bring a lab up, send traffic through it, show what happened, and take it down. In a cluster of three\n" +
-			"managers or more the leader is killed while containers on other hosts talk. Each check is shown with what\n" +
-			"was expected and what was seen; the exit code is 1 if one failed.",
+			"managers or more the leader is killed while containers on other hosts talk. A scenario with a story, such as\n" +
+			"narrow-hop, goes through that. Each check is shown with what was expected and what was seen; the exit code is 1\n" +
+			"if one failed.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sc, err := Load(args[0])
@@ -110,6 +112,10 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if slack < 1 || transfer < 1 {
+				return fmt.Errorf("--slack %d --transfer %d: each has to be 1 at least", slack, transfer)
+			}
+			o.Slack, o.Transfer = slack, int64(transfer)<<20
 			ctx, stop := tidySignals(cmd.Context())
 			defer stop()
 			return Demo(ctx, sc, o, cmd.OutOrStdout())
@@ -117,6 +123,8 @@ func runCommand() *cobra.Command {
 		ValidArgsFunction: completeScenario,
 	}
 	addOverlayd(cmd, &overlayd)
+	cmd.Flags().IntVar(&slack, "slack", 1, "`factor` for the times within which a story expects something, on a slow machine")
+	cmd.Flags().IntVar(&transfer, "transfer", defaultTransfer>>20, "how `many` MB narrow-hop sends each way")
 	return cmd
 }
 

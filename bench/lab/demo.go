@@ -31,16 +31,17 @@ const (
 // demo is one run of a scenario for people to watch.
 type demo struct {
 	*page
-	lab    *Lab
-	start  time.Time
-	failed []string // what was expected and not seen
-	checks int
+	options Options
+	lab     *Lab
+	start   time.Time
+	failed  []string // what was expected and not seen
+	checks  int
 }
 
 // Demo brings a lab up, sends traffic through it, tells what happened and takes it down. The error says
 // what did not work; whatever it is, nothing is left behind.
 func Demo(ctx context.Context, sc Scenario, o Options, out io.Writer) error {
-	d := &demo{page: newPage(out), start: time.Now()}
+	d := &demo{page: newPage(out), start: time.Now(), options: o}
 	d.printf("%s\n%s\n", d.style(bold, sc.Name), wrap(sc.About, pageWidth))
 	d.section("Bringing it up", sc.explainUp())
 	o.Tell = func(host, line string) { d.command(time.Since(d.start), host, line) }
@@ -115,8 +116,18 @@ func (d *demo) show(ctx context.Context) error {
 	}
 	d.section("What there is now", "")
 	d.lab.describe(d.page)
+	tell, ok := stories()[sc.Story]
+	if ok {
+		return errors.Join(tell(d, ctx), d.inspect(ctx), d.err)
+	}
 	for i := range sc.Networks {
 		n := &sc.Networks[i]
+		if path := sc.narrowest(n); n.ofCluster() && sc.Topology == Routed {
+			d.section("MTU of "+n.Name, fmt.Sprintf("The narrowest link carries %d bytes.", path))
+			if err := d.fitted(ctx, n, path); err != nil {
+				return err
+			}
+		}
 		for _, part := range []func(context.Context, *NetworkSpec, []station) error{d.ping, d.tcp, d.udp} {
 			if err := ctx.Err(); err != nil {
 				return err

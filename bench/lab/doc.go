@@ -25,13 +25,16 @@
 //	name: example                       # small letters, digits, hyphens
 //	about: One sentence for people.
 //	topology: routed                    # the default, bridged or direct
+//	story: shrink                       # narrow, shrink, live or floating: what "lab run" does with it; see Story
 //	router:
 //	  drop_icmp: too-big                # none (the default), too-big or all
+//	  mtu: 1400                         # of a hop between all hosts that their links do not show
 //	hosts:
 //	  - name: h1
 //	    underlay: [192.0.2.1/24]        # of eth0; the router has the highest address of the subnet
 //	    mtu: 1500                       # of the link
 //	    loss: 0.5%                      # of what crosses the link, each way
+//	    floating: 203.0.113.1           # bridged only: what the router translates to the host, which advertises it
 //	    offloads: {tunnel: off}         # names that ethtool -k shows, or those of OffloadGroups
 //	    overlayd:                       # for the configuration of its daemon
 //	      disable: [udp-gso]
@@ -63,7 +66,8 @@
 // operating system thread that enters the namespace and returns; a thread that fails to return is thrown
 // away, as is that of Host.Start, which takes the name of the host. Further goroutines: for each overlayd, waiter
 // (reaps the process and keeps how it ended); while the daemons start, for each a starter and a listener (waits for
-// its word that it is ready); in a demo that kills a leader, talker (sends until it is over). All have ended when
+// its word that it is ready); in a demo that kills a leader, talker (sends until it is over); in a story,
+// for each TCP connection a sender and a receiver in each direction. All have ended when
 // Close returns.
 //
 // Linux only, and root. The package may import anything of this module but cmd. Only cmd and the other packages of

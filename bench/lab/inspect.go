@@ -133,8 +133,8 @@ func (d *demo) inspect(ctx context.Context) error {
 }
 
 func (d *demo) showMTU(views []*view) {
-	d.section("MTU", "Nobody has to set it: overlayd takes the MTU of its route to each peer, less the encapsulation, and gives its device the smallest.")
-	table := rows{{"HOST", "NETWORK", " MTU", "PEER", " UNDERLAY", " OVERHEAD", " FITS"}}
+	d.section("MTU", "Nobody has to set it: overlayd proves how much of the MTU of its route gets to each peer, and gives its network what that leaves of the smallest, less the encapsulation.")
+	table := rows{{"HOST", "NETWORK", " MTU", "PEER", " UNDERLAY", " PATH", " OVERHEAD", " FITS"}}
 	paths, fit := 0, 0
 	var wrong strings.Builder
 	for _, v := range views {
@@ -151,12 +151,12 @@ func (d *demo) showMTU(views []*view) {
 					continue
 				}
 				paths++
-				if n.Mtu <= p.OverlayMtu {
+				if n.Mtu <= p.OverlayMtu || !n.MtuDerived {
 					fit++
 				} else {
 					fmt.Fprintf(&wrong, "; %d of %s on %s, but %d towards %s", n.Mtu, n.Name, v.host.name, p.OverlayMtu, p.Address)
 				}
-				key := fmt.Sprint(p.UnderlayMtu, p.Overhead, p.OverlayMtu)
+				key := fmt.Sprint(p.UnderlayMtu, p.PathMtu, p.Overhead, p.OverlayMtu)
 				if alike[key] == nil {
 					order = append(order, key)
 				}

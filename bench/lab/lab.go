@@ -26,6 +26,10 @@ type Options struct {
 	// Detach lets the lab stay when this process ends, for Open and Down to find by the name of the
 	// scenario. Otherwise it ends with Close, or is swept away after this process was killed.
 	Detach bool
+	// Slack multiplies the times within which a demo expects something: 0 = 1. More is for machines that do other things.
+	Slack int
+	// Transfer is how many bytes a demo sends each way where it sends much: 0 = 2^30.
+	Transfer int64
 }
 
 // Lab is a set of hosts that is up.
@@ -158,7 +162,10 @@ func (l *Lab) build(ctx context.Context) error {
 		for _, h := range l.hosts {
 			steps = append(steps, func() error { return l.connect(h) })
 		}
-		steps = append(steps, l.makeFilter)
+		steps = append(steps, l.makeFilter, l.makeNAT)
+		if l.scenario.Router.MTU != 0 {
+			steps = append(steps, func() error { return l.narrow(l.scenario.Router.MTU) })
+		}
 	}
 	for _, h := range l.hosts {
 		steps = append(steps, func() error { return h.awaitUp(ctx, hostLink) })

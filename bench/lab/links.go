@@ -40,6 +40,9 @@ func routerSettings() [][2]string {
 		// The ICMP errors of a router must not be lost to a rate limit, or path MTU tests would depend on luck.
 		{"ipv4/icmp_ratelimit", "0"},
 		{"ipv6/icmp/ratelimit", "0"},
+		// Translating between two hosts of one subnet, it must not tell them of a shorter way.
+		{"ipv4/conf/all/send_redirects", "0"},
+		{"ipv4/conf/default/send_redirects", "0"},
 	}...)
 }
 
@@ -80,14 +83,18 @@ func (l *Lab) connect(h *Host) error {
 		if err := h.addAddress(hostLink, p); err != nil {
 			return err
 		}
+		link := spec.Name
 		if l.scenario.Topology == Bridged {
-			continue
+			if !l.scenario.translates() {
+				continue
+			}
+			link = bridgeName
 		}
 		via, err := routerAddress(p)
 		if err != nil {
 			return err
 		}
-		if err := l.router.addAddress(spec.Name, via); err != nil {
+		if err := l.router.addAddress(link, via); err != nil && !errors.Is(err, unix.EEXIST) { // the others share it
 			return err
 		}
 		if err := h.nl.RouteAdd(&netlink.Route{Gw: via.Addr().AsSlice()}); err != nil {
@@ -282,6 +289,41 @@ func setOffloads(n *Namespace, link string, want map[string]bool) error {
 // SetOffloads turns offloads of both ends of a host's link on and off, as HostSpec.Offloads does.
 func (l *Lab) SetOffloads(host string, want map[string]bool) error {
 	return l.bothEnds(host, func(n *Namespace, link string) error { return setOffloads(n, link, want) })
+}
+
+// SetHopMTU changes the MTU of the hop between the hosts, which is that of RouterSpec.MTU; 0 takes it away.
+func (l *Lab) SetHopMTU(size mtu.UnderlayMTU) error {
+	if l.scenario.Topology != Routed {
+		return errors.New("set the MTU of the hop between the hosts: only routed hosts have one")
+	}
+	return l.narrow(size)
+}
+
+// narrow has the router forward no larger packets than this to any host: by a route to each of its addresses, whose MTU is
+// locked so that forwarding heeds it.
+func (l *Lab) narrow(size mtu.UnderlayMTU) error {
+	for _, h := range l.hosts {
+		for _, p := range h.spec.Underlay {
+			dev, err := l.router.nl.LinkByName(h.name)
+			if err != nil {
+				return fmt.Errorf("find the link of %s in the router: %w", h.name, err)
+			}
+			a := p.Addr()
+			route := &netlink.Route{LinkIndex: dev.Attrs().Index, Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
+			if size == 0 {
+				if err = l.router.nl.RouteDel(route); errors.Is(err, unix.ESRCH) { // there was none
+					err = nil
+				}
+			} else {
+				route.MTU, route.MTULock = int(size), true
+				err = l.router.nl.RouteReplace(route)
+			}
+			if err != nil {
+				return fmt.Errorf("let the router forward %d bytes to %v: %w", size, a, err)
+			}
+		}
+	}
+	return nil
 }
 
 // SetLinkMTU changes the MTU of both ends of a host's link.

@@ -23,7 +23,8 @@ import (
 // checked by Up.
 type Scenario struct {
 	Name     string        `yaml:"name"`
-	About    string        `yaml:"about"`    // one or two sentences for people
+	About    string        `yaml:"about"` // one or two sentences for people
+	Story    Story         `yaml:"story,omitempty"`
 	Topology Topology      `yaml:"topology"` // empty = Routed
 	Router   RouterSpec    `yaml:"router,omitempty"`
 	Hosts    []HostSpec    `yaml:"hosts"`
@@ -46,6 +47,8 @@ const (
 // RouterSpec describes the router between the hosts.
 type RouterSpec struct {
 	DropICMP ICMPFilter `yaml:"drop_icmp,omitempty"` // empty = DropNone
+	// MTU is that of a hop between the hosts, which their own links do not show; 0 = there is none narrower than these.
+	MTU mtu.UnderlayMTU `yaml:"mtu,omitempty"`
 }
 
 // ICMPFilter says which of its own ICMP messages the router keeps to itself.
@@ -68,6 +71,9 @@ type HostSpec struct {
 	Loss     Loss             `yaml:"loss,omitempty"`     // of what crosses the link, in each direction
 	Offloads map[string]bool  `yaml:"offloads,omitempty"` // of both ends of the link: kernel feature names or OffloadGroups
 	Overlayd OverlaydSettings `yaml:"overlayd,omitempty"`
+	// Floating is an address that only leads to the host: the router translates it, for the others on the subnet as well. A
+	// host of the cluster advertises that alone, and the others join by that of the first.
+	Floating Address `yaml:"floating,omitempty"`
 	// Cluster is the part of the host in the cluster, if it is to be in one; its overlayd has no configuration file then.
 	// The first of these hosts makes the cluster, the others join, by the commands that an operator would type.
 	Cluster    Role     `yaml:"cluster,omitempty"`
@@ -139,6 +145,12 @@ func (f Family) outer() mtu.Family {
 	}
 	return mtu.IPv4
 }
+
+// Address is one that may be left out.
+type Address struct{ netip.Addr }
+
+// IsZero reports whether it is left out.
+func (a Address) IsZero() bool { return !a.IsValid() }
 
 // Loss is a probability in millionths. In YAML it is a percentage such as "0.5%". It applies to what the
 // router's netfilter sees: a superframe that crosses a veth in one piece is lost in one piece.

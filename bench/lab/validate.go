@@ -40,6 +40,10 @@ func (sc *Scenario) complete() error {
 		return fmt.Errorf("router.drop_icmp %q is none of %s, %s, %s", sc.Router.DropICMP, DropNone, DropTooBig, DropAll)
 	case sc.Topology != Routed && sc.Router.DropICMP != DropNone:
 		return fmt.Errorf("router.drop_icmp: nothing sends ICMP between hosts that are %s; remove it or use the routed topology", sc.Topology)
+	case sc.Topology != Routed && sc.Router.MTU != 0:
+		return fmt.Errorf("router.mtu: hosts that are %s have no hop between them; remove it or use the routed topology", sc.Topology)
+	case sc.Router.MTU != 0 && (sc.Router.MTU < 576 || sc.Router.MTU > 65535):
+		return fmt.Errorf("router.mtu: %d is not between 576 and 65535", sc.Router.MTU)
 	case len(sc.Hosts) == 0:
 		return errors.New("hosts: there is none")
 	case sc.Topology == Direct && len(sc.Hosts) != 2:
@@ -58,7 +62,7 @@ func (sc *Scenario) complete() error {
 			return fmt.Errorf("networks[%d] (%s): %w", i, sc.Networks[i].Name, err)
 		}
 	}
-	return nil
+	return sc.checkStory()
 }
 
 func (sc *Scenario) completeHosts() error {
@@ -95,6 +99,10 @@ func (sc *Scenario) completeHost(h *HostSpec) error {
 		return fmt.Errorf("loss: %s is more than all", h.Loss)
 	case sc.Topology == Direct && h.Loss > 0:
 		return errors.New("loss: it is the router that loses, and directly joined hosts have none; use the routed or bridged topology")
+	case h.Floating.IsValid() && sc.Topology != Bridged:
+		return fmt.Errorf("floating: the router translates for hosts on one subnet, and these are %s; use the bridged topology", sc.Topology)
+	case h.Floating.IsValid() && (!h.Floating.Is4() || !h.underlay(IPv4).IsValid()):
+		return errors.New("floating: give an IPv4 address, to a host that has another one on its link")
 	case h.Overlayd.Queues < 0:
 		return fmt.Errorf("overlayd.queues: %d is negative", h.Overlayd.Queues)
 	case !slices.Contains([]string{"", "auto", "on", "off"}, h.Overlayd.Checksum):
@@ -104,10 +112,10 @@ func (sc *Scenario) completeHost(h *HostSpec) error {
 		if !p.IsValid() || p.Addr().Is4In6() || p.Addr().Zone() != "" {
 			return fmt.Errorf("underlay: %s is not an address with a prefix length such as 192.0.2.1/24", p)
 		}
-		if p.Addr().Is6() && h.MTU < 1280 {
-			return fmt.Errorf("mtu: %d is below 1280, the least that IPv6 runs on (RFC 8200, section 5)", h.MTU)
+		if p.Addr().Is6() && (h.MTU < 1280 || sc.Router.MTU != 0 && sc.Router.MTU < 1280) {
+			return fmt.Errorf("mtu: less than 1280 here or at the router, which is the least that IPv6 runs on (RFC 8200, section 5)")
 		}
-		if sc.Topology == Routed {
+		if sc.Topology == Routed || sc.translates() {
 			if _, err := routerAddress(p); err != nil {
 				return fmt.Errorf("underlay: %w", err)
 			}
@@ -123,6 +131,9 @@ func (sc *Scenario) disjoint(a, b *HostSpec) error {
 	}
 	if sc.Topology == Direct && (a.MTU != b.MTU || !maps.Equal(a.Offloads, b.Offloads)) {
 		return fmt.Errorf("mtu and offloads: directly joined hosts share a link; give %s the same", b.Name)
+	}
+	if a.Floating.IsValid() && a.Floating == b.Floating {
+		return fmt.Errorf("floating: %s is that of %s, too", a.Floating, b.Name)
 	}
 	for _, p := range a.Underlay {
 		for _, q := range b.Underlay {
@@ -239,6 +250,11 @@ func (sc *Scenario) chooseFamily(n *NetworkSpec) error {
 	return nil
 }
 
+// translates reports whether the router does.
+func (sc *Scenario) translates() bool {
+	return slices.ContainsFunc(sc.Hosts, func(h HostSpec) bool { return h.Floating.IsValid() })
+}
+
 func (sc *Scenario) host(name string) *HostSpec {
 	for i := range sc.Hosts {
 		if sc.Hosts[i].Name == name {
@@ -287,17 +303,26 @@ func (sc *Scenario) kernelMTU(n *NetworkSpec) (mtu.OverlayMTU, error) {
 	if n.MTU != 0 {
 		return n.MTU, nil
 	}
-	var least mtu.UnderlayMTU
+	return mtu.OverlayOf(mtu.PathMTU(sc.narrowest(n)), sc.outer(n))
+}
+
+// narrowest is what every path between hosts on a network carries.
+func (sc *Scenario) narrowest(n *NetworkSpec) mtu.UnderlayMTU {
+	least := sc.Router.MTU
 	for i := range sc.Hosts {
 		if h := &sc.Hosts[i]; n.reaches(h) && (least == 0 || h.MTU < least) {
 			least = h.MTU
 		}
 	}
-	outer := n.Underlay
+	return least
+}
+
+// outer is the family of the outer header of a network.
+func (sc *Scenario) outer(n *NetworkSpec) mtu.Family {
 	if n.ofCluster() {
-		outer = sc.clusterFamily()
+		return sc.clusterFamily().outer()
 	}
-	return mtu.OverlayOf(mtu.PathMTU(least), outer.outer())
+	return n.Underlay.outer()
 }
 
 var errFull = errors.New("the subnet is full")
