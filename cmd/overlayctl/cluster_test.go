@@ -141,6 +141,17 @@ func TestNoQuorum(t *testing.T) {
 	golden(t, "session_noquorum.txt", session(t, socket, "", []string{"status", "cluster status", "node drain h1", "node ls"}))
 }
 
+// TestWarnings has what there is to say about paths go to where it is no part of the output.
+func TestWarnings(t *testing.T) {
+	c := cluster()
+	c.Warnings = []string{"the path to 192.0.2.3 carries 1400", "so does another"}
+	socket := serveCluster(t, apitest.NewCluster(now, c))
+	code, out, errs := call(t.Context(), map[string]string{"OVERLAYD_SOCKET": socket}, "network", "create", "narrow", "--subnet", "10.99.0.0/24")
+	if code != exitOK || strings.Contains(out, "1400") || errs != "warning: the path to 192.0.2.3 carries 1400\nwarning: so does another\n" {
+		t.Errorf("exit code %d\n%s%s", code, out, errs)
+	}
+}
+
 // TestClusterCannotBeAsked shows what is known of the node all the same, and then the error.
 func TestClusterCannotBeAsked(t *testing.T) {
 	fake := apitest.NewCluster(now, cluster())

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -36,6 +37,11 @@ The MTU is that of an interface on the network, in bytes. Unless it is fixed by
 					return err
 				}
 				n := res.GetNetwork()
+				for _, w := range res.GetWarnings() {
+					if _, err := fmt.Fprintln(a.stderr, "warning: "+w); err != nil {
+						return err
+					}
+				}
 				return a.answer(res, "%s is a network now: VNI %d, %s, ID %s.", n.GetName(), n.GetVni(), strings.Join(n.GetSubnets(), ", "), n.GetId())
 			})
 		},

@@ -37,6 +37,44 @@ func (s *Service) fits(want uint32) error {
 	return api.Errorf(api.Invalid, "mtu", "%d does not fit: %s, and leaves %d; choose that or less, or leave it out to have it derived from what each path carries", want, worst.path, worst.leaves)
 }
 
+// Of paths that carry less than one would expect, so many are named.
+const mostTight = 3
+
+// tight says which paths from this node carry less than their device sends, or than Ethernet does.
+func (s *Service) tight() []string {
+	s.follow.mu.Lock()
+	v := s.follow.vtep
+	s.follow.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	const ethernet = 1500 // bytes, which everybody believes in
+	var out []string
+	more := 0
+	for _, p := range v.Paths() {
+		var found string
+		switch {
+		case p.Problem != "" || !reachable(&p):
+			continue
+		case p.Learned == vtep.LearnedProbe && p.Settled && int(p.PathMTU) < int(p.UnderlayMTU):
+			found = fmt.Sprintf("the path to %v carries packets of %d bytes, of the %d that %s sends", cmp.Or(p.Remote, p.Peer), p.PathMTU, p.UnderlayMTU, p.Device)
+		case p.UnderlayMTU < ethernet:
+			found = fmt.Sprintf("%s sends packets of at most %d bytes to %v", p.Device, p.UnderlayMTU, cmp.Or(p.Remote, p.Peer))
+		default:
+			continue
+		}
+		if len(out) == mostTight {
+			more++
+			continue
+		}
+		out = append(out, fmt.Sprintf("%s, which leaves %d to the overlay; interfaces follow by themselves", found, p.OverlayMTU))
+	}
+	if more > 0 {
+		out = append(out, fmt.Sprintf("%d more paths like that: overlayctl mtu shows all", more))
+	}
+	return out
+}
+
 // leaves returns what the path to a node carries, as far as that is known for certain, or nil.
 func (f *Follower) leaves(n *statev1.Node) *narrow {
 	f.mu.Lock()

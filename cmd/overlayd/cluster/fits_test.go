@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -106,6 +107,38 @@ func TestCreateNetworkThatDoesNotFit(t *testing.T) {
 				t.Errorf("the state has changed: %v", cp.Tables().Networks())
 			}
 		})
+	}
+}
+
+// Whoever makes a network is told of paths that carry less than one would expect, the first few by name.
+func TestTightPaths(t *testing.T) {
+	cp, v := plane(t), newFake()
+	f := newFollower(t, cp, v, filepath.Join(t.TempDir(), "attachments.json"))
+	self, _ := cp.Self()
+	f.take(controlplane.Update{Index: 100, Reset: true, Deltas: []*statev1.Delta{{Node: cp.Tables().Node(self)}}})
+	s := NewService(cp, f, nowhere{}, "", slog.New(slog.NewTextHandler(io.Discard, nil)))
+	path := func(last byte, device mtu.UnderlayMTU, carries int) vtep.PathStatus {
+		a := netip.AddrFrom4([4]byte{192, 0, 2, last})
+		p := vtep.PathStatus{Peer: a, Device: "eth0", UnderlayMTU: device, Learned: vtep.LearnedProbe, Settled: true}
+		setPath(&p, carries)
+		return p
+	}
+	lost := path(9, 1500, 1300)
+	lost.Candidates = []vtep.CandidateStatus{{Chosen: true, State: "lost"}}
+	v.mu.Lock()
+	v.paths = []vtep.PathStatus{path(2, 1500, 1500), lost, path(3, 1500, 1400), path(4, 9000, 9000), path(5, 1450, 1450), path(6, 9000, 1500), path(7, 1500, 1300), path(8, 1500, 1300)}
+	v.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	res, err := s.CreateNetwork(ctx, &overlaydv1.CreateNetworkRequest{Name: "blue", Subnets: []string{"10.42.0.0/24"}})
+	want := []string{
+		"the path to 192.0.2.3 carries packets of 1400 bytes, of the 1500 that eth0 sends, which leaves 1350 to the overlay; interfaces follow by themselves",
+		"eth0 sends packets of at most 1450 bytes to 192.0.2.5, which leaves 1400 to the overlay; interfaces follow by themselves",
+		"the path to 192.0.2.6 carries packets of 1500 bytes, of the 9000 that eth0 sends, which leaves 1450 to the overlay; interfaces follow by themselves",
+		"2 more paths like that: overlayctl mtu shows all",
+	}
+	if err != nil || !slices.Equal(res.Warnings, want) {
+		t.Errorf("%v, %q", err, res.GetWarnings())
 	}
 }
 

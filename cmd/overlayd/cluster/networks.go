@@ -55,7 +55,7 @@ func (s *Service) CreateNetwork(ctx context.Context, req *overlaydv1.CreateNetwo
 	if err != nil {
 		return nil, known(err)
 	}
-	return &overlaydv1.CreateNetworkResponse{Network: s.showNetwork(res.Network)}, nil
+	return &overlaydv1.CreateNetworkResponse{Network: s.showNetwork(res.Network), Warnings: s.tight()}, nil
 }
 
 // ListClusterNetworks returns the networks of the cluster.

@@ -28,6 +28,7 @@ type ClusterContent struct {
 	Manager   string
 	NoQuorum  bool
 	Problems  []string
+	Warnings  []string // about each new network
 	Index     uint64 // of the last change
 }
 

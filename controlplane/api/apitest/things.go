@@ -121,7 +121,7 @@ func (c *Cluster) CreateNetwork(_ context.Context, req *overlaydv1.CreateNetwork
 	}
 	c.c.Networks = append(c.c.Networks, n)
 	slices.SortFunc(c.c.Networks, func(a, b *overlaydv1.ClusterNetwork) int { return strings.Compare(a.Name, b.Name) })
-	return &overlaydv1.CreateNetworkResponse{Network: proto.CloneOf(n)}, nil
+	return &overlaydv1.CreateNetworkResponse{Network: proto.CloneOf(n), Warnings: c.c.Warnings}, nil
 }
 
 // ListClusterNetworks implements api.Networks.

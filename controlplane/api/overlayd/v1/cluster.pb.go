@@ -1282,6 +1282,7 @@ func (x *CreateNetworkRequest) GetMtu() uint32 {
 type CreateNetworkResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       *ClusterNetwork        `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"` // of paths from this node that carry less than one would expect; nothing need be done about them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1319,6 +1320,13 @@ func (*CreateNetworkResponse) Descriptor() ([]byte, []int) {
 func (x *CreateNetworkResponse) GetNetwork() *ClusterNetwork {
 	if x != nil {
 		return x.Network
+	}
+	return nil
+}
+
+func (x *CreateNetworkResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -2715,9 +2723,10 @@ const file_overlayd_v1_cluster_proto_rawDesc = "" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x18\n" +
 	"\asubnets\x18\x03 \x03(\tR\asubnets\x12\x1a\n" +
 	"\bgateways\x18\x04 \x03(\tR\bgateways\x12\x10\n" +
-	"\x03mtu\x18\x05 \x01(\rR\x03mtu\"N\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\"j\n" +
 	"\x15CreateNetworkResponse\x125\n" +
-	"\anetwork\x18\x01 \x01(\v2\x1b.overlayd.v1.ClusterNetworkR\anetwork\"\xe2\x01\n" +
+	"\anetwork\x18\x01 \x01(\v2\x1b.overlayd.v1.ClusterNetworkR\anetwork\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xe2\x01\n" +
 	"\x0eClusterNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
