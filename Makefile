@@ -60,7 +60,7 @@ lab: build ## a cluster of five hosts with containers that talk; its leader is k
 # its last line; with CI=true a test that skips is a failure.
 .PHONY: test
 test: ## run all tests (root for those in network namespaces)
-	@passes=('-count=1 -timeout 5m $(PURE) $(CHECKS)' '-count=1 -p 1 -timeout 10m $(NETNS)'); \
+	@passes=('-count=1 -timeout 5m $(PURE) $(CHECKS)' '-count=1 -p 1 -timeout 15m $(NETNS)'); \
 	if [ '$(CI)' = true ] || command -v "$$($(GO) env CC)" >/dev/null; then \
 		passes=('-count=1 -race -timeout 8m $(PURE)' "$${passes[@]}"); \
 	else \
@@ -126,7 +126,7 @@ fuzz: ## run each fuzz target for FUZZTIME=20s in turn
 .PHONY: soak
 soak: ## run the long tests of the control plane, then the namespace tests under the race detector for SOAKTIME=600 seconds (root)
 	@$(need-root)
-	OVERLAYD_SOAK=200 $(GO) test -count=1 -p 1 -v -timeout 90m -run 'Linearizable|Convergence|Simulation' ./controlplane/...
+	OVERLAYD_SOAK=200 GOMEMLIMIT=17GiB $(GO) test -count=1 -p 1 -v -timeout 150m -run 'Linearizable|Convergence|Simulation' ./controlplane/...
 	OVERLAYD_SOAK=1 $(GO) test -count=1 -v -timeout 30m -run 'Cluster|MTU|NarrowHops|ProbingCost' ./bench/interop
 	@round=0; while [ $$round = 0 ] || [ $$SECONDS -lt $(SOAKTIME) ]; do \
 		round=$$((round + 1)); echo "# round $$round, $$SECONDS s of $(SOAKTIME) s"; \

@@ -53,6 +53,7 @@ type member struct {
 	differs atomic.Bool                        // another node has a different copy of the same index
 	wholeAt time.Time                          // when the whole was fetched for that; of the sync loop
 	behind  chan struct{}                      // capacity 1: ask the managers
+	early   early                              // what came before its turn
 	unsaved chan struct{}                      // capacity 1: the copy on disk is old
 	found   func(context.Context, *seat) error // makes the cluster of which this is the first manager; nil = it exists
 	gone    chan struct{}                      // closed when the node is no member any more

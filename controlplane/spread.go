@@ -100,12 +100,14 @@ func (m *member) deliver(message []byte) (spread bool) {
 		return false
 	}
 	known := m.node.replica.Index() >= b.Index
-	if err := m.apply(b); errors.Is(err, state.ErrGap) {
-		if errors.Is(err, state.ErrDiverged) {
-			m.differs.Store(true)
-		}
+	switch err := m.apply(b); {
+	case errors.Is(err, state.ErrDiverged):
+		m.differs.Store(true)
 		poke(m.behind)
-	} else if err != nil {
+	case errors.Is(err, state.ErrGap):
+		m.early.add(b)
+		m.lacks(b.Index)
+	case err != nil:
 		m.log.Warn("dropped a gossip message", "error", err)
 		return false
 	}
@@ -114,10 +116,14 @@ func (m *member) deliver(message []byte) (spread bool) {
 
 // onBehind takes the word of another node that it knows more, or at the same index something else.
 func (m *member) onBehind(_ string, theirs gossip.Digest) {
-	if theirs.Index == m.node.replica.Index() {
+	index, sum := m.node.replica.Position()
+	switch {
+	case theirs.Index > index:
+		m.lacks(theirs.Index)
+	case theirs.Index == index && theirs.Sum != sum:
 		m.differs.Store(true)
+		poke(m.behind)
 	}
-	poke(m.behind)
 }
 
 func (m *member) verify(message []byte) (*statev1.Batch, error) {
@@ -142,15 +148,28 @@ func (m *member) verify(message []byte) (*statev1.Batch, error) {
 	return b, nil
 }
 
-// apply brings the copy forward by one batch.
+// apply brings the copy forward by one batch, and by those that waited for it.
 func (m *member) apply(b *statev1.Batch) error {
 	var err error
 	m.node.hub.change(func() (uint64, []*statev1.Delta) {
+		var deltas []*statev1.Delta
 		var applied bool
-		if applied, err = m.node.replica.Apply(b); !applied {
-			return m.node.replica.Index(), nil
+		if applied, err = m.node.replica.Apply(b); applied {
+			deltas = b.Deltas
 		}
-		return b.Index, b.Deltas
+		for applied {
+			next := m.early.next(m.node.replica.Index())
+			if next == nil {
+				break
+			}
+			var bad error
+			if applied, bad = m.node.replica.Apply(next); bad != nil {
+				m.log.Warn("dropped a gossip message", "error", bad)
+			} else if applied {
+				deltas = slices.Concat(deltas, next.Deltas)
+			}
+		}
+		return m.node.replica.Index(), deltas
 	})
 	if err == nil {
 		m.changed()
@@ -175,21 +194,22 @@ func (m *member) reload(s *state.Store) error {
 
 // mirror makes the copy what a store is.
 func (m *member) mirror(s *state.Store) error {
-	r, w := io.Pipe()
-	go func() { // ends with the pipe
-		_, err := s.PublicSnapshot().WriteTo(w)
-		w.CloseWithError(err)
-	}()
-	defer r.Close()
-	return m.load(r)
+	return m.replace(func() ([]*statev1.Delta, error) { return m.node.replica.Adopt(s) })
 }
 
-// load replaces the copy. Nobody can watch or change it while r is read.
+// load makes the copy what a snapshot is.
 func (m *member) load(r io.Reader) error {
+	return m.replace(func() ([]*statev1.Delta, error) { return m.node.replica.Load(bufio.NewReader(r)) })
+}
+
+// replace has f make the copy another one and say how it differs. Nobody can watch or change it meanwhile.
+func (m *member) replace(f func() ([]*statev1.Delta, error)) error {
 	var err error
 	m.node.hub.change(func() (uint64, []*statev1.Delta) {
 		var deltas []*statev1.Delta
-		deltas, err = m.node.replica.Load(bufio.NewReader(r))
+		if deltas, err = f(); err == nil {
+			m.early.forget() // it may be of another line
+		}
 		return m.node.replica.Index(), deltas
 	})
 	if err == nil {
@@ -366,10 +386,8 @@ func (m *member) openGossip() (*gossip.Gossip, error) {
 		Keys:       keys,
 		PacketSize: m.node.gossipPayload,
 		Deliver:    m.deliver,
-		State: func() gossip.Digest {
-			return gossip.Digest{Index: m.node.replica.Index(), Sum: sumOf(m.node.replica.Digest())}
-		},
-		Behind: m.onBehind,
+		State:      m.digest,
+		Behind:     m.onBehind,
 		Events: func(e gossip.Event) {
 			m.log.Info("gossip", "peer", e.NodeID, "event", e.Kind)
 		},
@@ -400,13 +418,10 @@ func (m *member) meet(ctx context.Context) error {
 	return nil
 }
 
-// sumOf is one number for the digests of all networks.
-func sumOf(digests map[uint32]uint64) uint64 {
-	var sum uint64
-	for _, d := range digests {
-		sum += d // of networks, in no order
-	}
-	return sum
+// digest says what this node knows.
+func (m *member) digest() gossip.Digest {
+	index, sum := m.node.replica.Position()
+	return gossip.Digest{Index: index, Sum: sum}
 }
 
 // gossipManagers returns where the gossip of the managers is. A manager that is alone calls others as well: those who knew

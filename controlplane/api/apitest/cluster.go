@@ -29,7 +29,7 @@ type ClusterContent struct {
 	NoQuorum  bool
 	Problems  []string
 	Warnings  []string // about each new network
-	Index     uint64 // of the last change
+	Index     uint64   // of the last change
 }
 
 // Cluster is an api.Cluster that keeps all in memory. It allocates in the simplest way there is, and refuses
