@@ -46,7 +46,7 @@ func (v *VTEP) admit(n *Network) error {
 			return &ConfigError{"device", fmt.Errorf("%v is that of network %s: choose another", n.Device, o.cfg.Name)}
 		}
 	}
-	return n.validate("", v.cfg.Underlay.Addresses)
+	return n.validate("", v.cfg.Underlay.Addresses, v.nodes)
 }
 
 // addNetwork is AddNetwork for a network that is valid. at is what the names of its fields begin with in errors.
@@ -178,7 +178,7 @@ func (v *VTEP) SetPeers(network string, peers []netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	if err := validatePeers("", peers, v.cfg.Underlay.Addresses); err != nil {
+	if err := validatePeers("", peers, v.cfg.Underlay.Addresses, v.nodes); err != nil {
 		return fmt.Errorf("setting the peers of network %q: %w", network, err)
 	}
 	for i, p := range peers {
@@ -196,6 +196,11 @@ func (v *VTEP) SetPeers(network string, peers []netip.Addr) error {
 // setPeers gives the peers their numbers and publishes them. v.change is held.
 func (v *VTEP) setPeers(n *network, peers []netip.Addr) {
 	members := v.number(peers)
+	for _, p := range n.peers {
+		if !slices.Contains(peers, p) {
+			delete(v.told, fixedTopic(n.cfg.Name, p))
+		}
+	}
 	n.fwd.SetMembers(members)
 	v.mu.Lock()
 	n.peers, n.members = slices.Clone(peers), members

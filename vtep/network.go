@@ -233,13 +233,25 @@ func (v *VTEP) up(n *network, at string) error {
 	if err := link.SetTxQueueLen(n.cfg.Device, queueLength); err != nil {
 		return &HostError{at + "device", err}
 	}
-	for i, p := range n.cfg.Addresses {
-		if err := link.AddAddress(n.cfg.Device, p); err != nil {
-			return &HostError{fmt.Sprintf("%saddress[%d]", at, i), err}
-		}
+	if err := n.giveAddresses(at); err != nil {
+		return err
 	}
 	if err := link.SetUp(n.cfg.Device); err != nil {
 		return &HostError{at + "device", err}
+	}
+	return nil
+}
+
+// giveAddresses gives the TAP its addresses, those of IPv6 only if its MTU carries that: the kernel would have none of them.
+// Once it does, applyMTU makes up for it.
+func (n *network) giveAddresses(at string) error {
+	for i, p := range n.cfg.Addresses {
+		if p.Addr().Is6() && !n.fwd.MTU().CarriesIPv6() {
+			continue
+		}
+		if err := link.AddAddress(n.cfg.Device, p); err != nil {
+			return &HostError{fmt.Sprintf("%saddress[%d]", at, i), err}
+		}
 	}
 	return nil
 }

@@ -87,9 +87,6 @@ func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 		"underlay too narrow": {func(c *Config) { c.Networks[1] = red(0, "IPv4") }, func(t *testing.T) {
 			linktest.Must(t, link.SetMTU("eth0", 100))
 		}, "networks[0].mtu", nil, "192.0.2.2"},
-		"IPv6 without room": {func(c *Config) { c.Networks[1].Peers = blue(0, "IPv4").Peers }, func(t *testing.T) {
-			linktest.Must(t, link.SetMTU("eth0", 1300))
-		}, "networks[0].address[1]", nil, "1280"},
 		"no address": {func(c *Config) { c.Networks[1].Addresses = make([]netip.Prefix, 1) }, nil, "networks[1].address[0]", nil, "red0"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,7 +32,8 @@ type Node struct {
 
 // SetNode states at which addresses a remote host may be reached, in place of what was said of it before. A peer of a
 // network of which nothing was said is reached at the address that names it. Which of the addresses is used, path probes
-// find out; where they are off, it is the one that names the host. The error is a *ConfigError, and then nothing has
+// find out; where they are off, it is the one that names the host, or else the first of a family of which this host has an
+// address. The error is a *ConfigError, and then nothing has
 // changed.
 func (v *VTEP) SetNode(n Node) error {
 	n.Candidates = slices.Clone(n.Candidates)

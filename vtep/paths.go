@@ -48,7 +48,7 @@ type CandidateStatus struct {
 	Local   netip.Addr    // what goes there has this outer source; invalid without a route
 	Origin  string        // "stated", or "observed": its probes came from there
 	State   string        // "reachable", "unanswered", "lost", "no route" or StateNotProbed
-	RTT     time.Duration // smoothed; 0 = not known
+	RTT     time.Duration // there and back, the least of the last few; 0 = not known
 	PathMTU mtu.PathMTU
 	SeenAs  netip.Addr // the address from which the peer sees our probes come; invalid = not known
 	Chosen  bool

@@ -327,8 +327,8 @@ func TestTrafficMovesBetweenCandidates(t *testing.T) {
 	}
 }
 
-// What routers once told the kernel of the path, or strangers, counts only where nothing can be proven.
-func TestProofCountsMoreThanWhatTheKernelBelieves(t *testing.T) {
+// What routers once told the kernel of the path, or strangers, counts for nothing, whether the peer answers probes or not.
+func TestBeliefOfTheKernelCountsForNothing(t *testing.T) {
 	for family, ends := range underlays {
 		t.Run(family, func(t *testing.T) {
 			r := newRouted(t, 1500)
@@ -338,12 +338,11 @@ func TestProofCountsMoreThanWhatTheKernelBelieves(t *testing.T) {
 			linktest.Await(t, "belief of the kernel", func() bool {
 				time.Sleep(time.Millisecond)
 				_, _ = s.WriteToUDPAddrPort(make([]byte, 1400), netip.AddrPortFrom(ends[1], 9)) // it need not arrive
-				to, err := link.RouteTo(ends[1])
-				return err == nil && to.Learned == 1300
+				return linktest.Believed(t, ends[1]) == 1300
 			})
 			r.narrow(t, 1500)
 			r.enter(t, 0)
-			if to, err := link.RouteTo(ends[1]); err != nil || to.Learned != 1300 || to.MTU != 1500 {
+			if to, err := link.RouteTo(ends[1]); err != nil || linktest.Believed(t, ends[1]) != 1300 || to.MTU != 1500 {
 				t.Fatalf("route %+v, %v", to, err)
 			}
 			overhead := mtu.Overhead(mtu.FamilyOf(ends[0]), 0)
@@ -351,9 +350,12 @@ func TestProofCountsMoreThanWhatTheKernelBelieves(t *testing.T) {
 			if m := int(h.network().MTU); m != 1500-overhead {
 				t.Errorf("to begin with: MTU of %d", m)
 			}
-			linktest.Await(t, "belief where nobody answers", func() bool { return int(h.network().MTU) == 1300-overhead })
+			linktest.Await(t, "end of waiting for an answer", func() bool { return h.path().Settled })
+			if m := int(h.network().MTU); m != 1500-overhead {
+				t.Errorf("where nobody answers: MTU of %d", m)
+			}
 			r.startAt(t, 1, Config{Networks: []Network{blue(1, family)}})
-			linktest.Await(t, "proof of the contrary", func() bool {
+			linktest.Await(t, "proof", func() bool {
 				at := h.path()
 				return at.PathMTU == 1500 && at.Settled && int(h.network().MTU) == 1500-overhead
 			})

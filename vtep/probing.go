@@ -68,10 +68,11 @@ func (v *VTEP) sendProbe(local, remote netip.Addr, payload []byte) error {
 	if e == nil {
 		return fmt.Errorf("%v is no address of the underlay any more", local)
 	}
-	if err := e.Send(remote, payload); !errors.Is(err, unix.ENOBUFS) {
-		return err
+	err := e.Send(remote, payload)
+	if errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EAGAIN) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // probeRoute is pathmtu.Config.Route.
@@ -195,6 +196,12 @@ func (v *VTEP) isDip(c *pathmtu.Choice) bool {
 func (v *VTEP) applyFindings(news map[netip.Addr]pathmtu.Choice) {
 	v.change.Lock()
 	defer v.change.Unlock()
+	probed := map[netip.Addr]bool{}
+	for _, a := range v.partners() {
+		probed[a] = true
+	}
+	// What was found out of one that is not to be probed any more came too late, and would stay for ever.
+	maps.DeleteFunc(news, func(a netip.Addr, _ pathmtu.Choice) bool { return !probed[a] })
 	maps.Copy(v.choices, news)
 	var ids []fdb.VTEPID
 	for name := range news {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/overlayd/overlayd/dataplane/fdb"
@@ -51,46 +52,46 @@ func (v *VTEP) Reconcile() (healed int, err error) {
 	var errs []error
 	for _, n := range v.all() {
 		k := n.stations.heal(n.fwd)
-		j, err := v.healKernel(n)
+		settings, err := v.healKernel(n)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("network %s: %w", n.cfg.Name, err))
 		}
-		if k+j > 0 {
-			n.healed.Add(uint64(k + j))
-			v.log.Warn("what was otherwise than stated has been put right", "network", n.cfg.Name, "entries", k, "settings", j)
+		if j := k + len(settings); j > 0 {
+			n.healed.Add(uint64(j))
+			healed += j
+			v.log.Warn("what was otherwise than stated has been put right", "network", n.cfg.Name, "entries", k, "settings", strings.Join(settings, ", "))
 		}
-		healed += k + j
 	}
 	return healed + v.healDestinations(), errors.Join(errs...)
 }
 
-// healKernel is Reconcile for what a network has in the kernel.
-func (v *VTEP) healKernel(n *network) (healed int, err error) {
+// healKernel is Reconcile for what a network has in the kernel. It returns what it put right, a few words each.
+func (v *VTEP) healKernel(n *network) (healed []string, err error) {
 	v.change.Lock()
 	defer v.change.Unlock()
 	if n.sandbox == nil || !slices.Contains(v.networks, n) {
-		return 0, nil
+		return nil, nil
 	}
 	n.fwd.SetMembers(n.members) // costs nothing, and cannot be looked at
 	if n.lost.Load() {
 		if err := v.replacePort(n); err != nil {
-			return 0, err
+			return nil, err
 		}
-		healed++
+		healed = append(healed, "the TAP")
 	}
 	renamed, err := n.sandbox.Rename()
 	if err != nil {
 		return healed, err
 	}
 	if renamed {
-		healed++
+		healed = append(healed, "name of the sandbox")
 	}
 	if v.guard(n) {
-		healed++
+		healed = append(healed, "rules at the ports")
 	}
 	v.countGuarded(n)
-	k, err := n.sandbox.Repair(v.layout(n))
-	healed += k
+	repaired, err := n.sandbox.Repair(v.layout(n))
+	healed = append(healed, repaired...)
 	var missing link.Missing
 	if errors.As(err, &missing) {
 		err = nil
@@ -181,6 +182,7 @@ func (v *VTEP) healDestinations() int {
 	for id := fdb.VTEPID(0); int(id) < v.tables.VTEPs(); id++ {
 		if int(id) >= len(v.dests) || v.dests[id].Endpoint != v.endpointTo(id) {
 			v.publishDestinations()
+			v.log.Warn("VTEPs were sent to from an address that is not the right one any more, and are not now")
 			return 1
 		}
 	}

@@ -23,6 +23,7 @@ type remote struct {
 	local netip.Addr // outer source of what goes there; invalid if that is not known
 	// fits is what the interfaces of its networks are to fit: what the path is settled on, or what the route carries.
 	fits mtu.PathMTU
+	seen bool // there has been a route, so that fits is not a guess
 }
 
 // readRoutes looks up the route to every VTEP, and has all that depends on it follow. v.change is held.
@@ -67,7 +68,7 @@ func (v *VTEP) readRoute(id fdb.VTEPID) PeerStatus {
 		v.remotes = append(v.remotes, remote{fits: fallbackPath})
 	}
 	at, to := v.tables.VTEP(id), &v.remotes[id]
-	a := forward.VTEPAddress{Addr: at.Name, Path: at.Path, Accept: v.nodes[at.Name].Candidates}
+	a := forward.VTEPAddress{Addr: v.assumed(at.Name), Path: at.Path, Accept: v.nodes[at.Name].Candidates}
 	c, probed := v.choices[at.Name]
 	if probed {
 		a.Addr, a.Accept = c.Remote, c.Accept
@@ -85,15 +86,16 @@ func (v *VTEP) readRoute(id fdb.VTEPID) PeerStatus {
 		s.Learned = LearnedProbe
 		a.Path = min(c.Path, mtu.PathMTU(r.MTU))
 		to.fits = v.settle(to.fits, &c, mtu.PathMTU(r.MTU))
-	case v.prober == nil || probed && c.Settled:
-		// Nothing can be proven, so that what the kernel has been told is better than nothing.
-		a.Path = mtu.PathMTU(r.Learned)
-		to.fits = a.Path
+	case probed && !c.Settled && to.seen:
+		// It is asked anew, from another local address for one: what is settled so far holds until it has answered or not.
+		a.Path = mtu.PathMTU(r.MTU)
+		to.fits = min(to.fits, a.Path)
 	default:
 		a.Path = mtu.PathMTU(r.MTU)
 		to.fits = a.Path
 	}
 	if err == nil {
+		to.seen = true
 		v.tellDevice(&r)
 	}
 	family := mtu.FamilyOf(a.Addr)
@@ -103,6 +105,18 @@ func (v *VTEP) readRoute(id fdb.VTEPID) PeerStatus {
 	}
 	v.tables.SetVTEP(id, a)
 	return s
+}
+
+// assumed returns where a VTEP is reached of which path probes have said nothing yet, or nothing at all.
+func (v *VTEP) assumed(name netip.Addr) netip.Addr {
+	if v.endpointFor(name) == nil {
+		for _, a := range v.nodes[name].Candidates {
+			if v.endpointFor(a) != nil && v.endpointAt(a) == nil {
+				return a
+			}
+		}
+	}
+	return name
 }
 
 // settle returns what interfaces are to fit on a path that is probed, when they fitted old so far. While a path is being
@@ -204,13 +218,8 @@ func (v *VTEP) applyMTU(n *network) error {
 	n.fwd.SetMTU(m)
 	if old != 0 && !old.CarriesIPv6() && m.CarriesIPv6() {
 		// The kernel took IPv6 off the device, addresses and all, and brings back only the device.
-		for _, p := range n.cfg.Addresses {
-			if !p.Addr().Is6() {
-				continue
-			}
-			if err := link.AddAddress(n.cfg.Device, p); err != nil {
-				return err
-			}
+		if err := n.giveAddresses(""); err != nil {
+			return err
 		}
 	}
 	if size := v.gsoMaxSize(n); size != 0 {

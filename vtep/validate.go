@@ -38,7 +38,7 @@ func (c *Config) validate() error {
 		if err != nil {
 			return firstConfigError(err)
 		}
-		if err := n.validate(at, c.Underlay.Addresses); err != nil {
+		if err := n.validate(at, c.Underlay.Addresses, nil); err != nil {
 			return err
 		}
 	}
@@ -63,9 +63,9 @@ func firstConfigError(err error) error {
 	return err
 }
 
-// validate checks one network by itself. at is what the names of its fields begin with, and local has the underlay
-// addresses, as far as they are stated.
-func (n *Network) validate(at string, local []netip.Addr) error {
+// validate checks one network by itself. at is what the names of its fields begin with, local has the underlay
+// addresses, as far as they are stated, and nodes what is stated of other hosts.
+func (n *Network) validate(at string, local []netip.Addr, nodes map[netip.Addr]Node) error {
 	if _, err := addr.NewVNI(uint64(n.VNI)); err != nil {
 		return &ConfigError{at + "vni", err}
 	}
@@ -81,7 +81,7 @@ func (n *Network) validate(at string, local []netip.Addr) error {
 	if n.FloodBurst < 0 {
 		return &ConfigError{at + "flood_burst", fmt.Errorf("%d is out of range: choose a number of frames, or 0 for the default", n.FloodBurst)}
 	}
-	if err := validatePeers(at, n.Peers, local); err != nil {
+	if err := validatePeers(at, n.Peers, local, nodes); err != nil {
 		return err
 	}
 	for j, m := range n.Mappings {
@@ -158,18 +158,20 @@ func (n *Network) setDefaults() {
 	n.Addresses, n.Gateways = slices.Clone(n.Addresses), slices.Clone(n.Gateways)
 }
 
-func validatePeers(at string, peers, local []netip.Addr) error {
+func validatePeers(at string, peers, local []netip.Addr, nodes map[netip.Addr]Node) error {
 	seen := map[netip.Addr]bool{}
 	for j, p := range peers {
 		field := fmt.Sprintf("%speers[%d]", at, j)
 		if err := unicast(p); err != nil {
 			return &ConfigError{field, err}
 		}
-		sameFamily := func(l netip.Addr) bool { return mtu.FamilyOf(l) == mtu.FamilyOf(p) }
+		meets := func(a netip.Addr) bool {
+			return slices.ContainsFunc(local, func(l netip.Addr) bool { return mtu.FamilyOf(l) == mtu.FamilyOf(a) })
+		}
 		switch {
 		case seen[p]:
 			return &ConfigError{field, fmt.Errorf("%v stands there twice: remove one", p)}
-		case len(local) > 0 && !slices.ContainsFunc(local, sameFamily):
+		case len(local) > 0 && !meets(p) && !slices.ContainsFunc(nodes[p].Candidates, meets):
 			return &ConfigError{field, fmt.Errorf("%v is an %v address, but underlay.addresses has none of that family: add one, or remove the peer", p, mtu.FamilyOf(p))}
 		case slices.Contains(local, p):
 			return &ConfigError{field, fmt.Errorf("%v is this host's own underlay address: state remote hosts alone", p)}

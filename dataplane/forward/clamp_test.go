@@ -254,6 +254,9 @@ func TestVTEPsMove(t *testing.T) {
 	tables.SetVTEP(b, VTEPAddress{Addr: peerB, Path: 1500, Accept: []netip.Addr{far, peerA}})
 	want("198.51.100.1", 0) // a was first
 	want("192.0.2.1", 0)
+	tables.SetVTEP(b, VTEPAddress{Addr: far, Path: 1500})
+	want("198.51.100.1", 1) // b is reached there, and a only claims it
+	tables.SetVTEP(b, VTEPAddress{Addr: peerB, Path: 1500, Accept: []netip.Addr{far, peerA}})
 	tables.SetVTEP(a, VTEPAddress{Addr: peerA, Path: 1500})
 	want("198.51.100.1", 1)
 	want("203.0.113.1", -1)

@@ -200,10 +200,13 @@ func (e *Egress) exceeds(b []byte, size, room int, s Send) int {
 			head, body = cut[len(e.Pieces)], cut[len(e.Pieces)+1]
 		}
 	}
-	if out := e.arena.Alloc(icmperr.MaxLen); out != nil {
-		e.Answers = append(e.Answers, icmperr.Write(out, head, body, &e.p, m))
-		e.repairs.told++
-		e.created++
+	out := e.arena.Alloc(icmperr.MaxLen)
+	if out == nil {
+		e.repairs.limited++
+		return s.Frames
 	}
+	e.Answers = append(e.Answers, icmperr.Write(out, head, body, &e.p, m))
+	e.repairs.told++
+	e.created++
 	return s.Frames
 }

@@ -13,7 +13,9 @@ import (
 	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/frame"
 	ft "github.com/overlayd/overlayd/dataplane/frametest"
+	"github.com/overlayd/overlayd/dataplane/gso"
 	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/dataplane/icmperr"
 	"github.com/overlayd/overlayd/dataplane/mtu"
 )
 
@@ -286,6 +288,18 @@ func TestErrorsAreLimited(t *testing.T) {
 		t.Errorf("%d errors after 3 ms, want 3", n)
 	}
 	w.wantDropped(t, ExceedsPathMTU, 160)
+	w.checkLaw(t)
+}
+
+// One for which there is no memory in the batch is counted like one too many.
+func TestErrorWithoutRoom(t *testing.T) {
+	w := narrow(t, 1300)
+	w.egress.arena = gso.NewArena(make([]byte, icmperr.MaxLen))
+	w.send(t, plain(ft.UDP4(ft.Opts{Payload: 1422}).Bytes()), plain(ft.UDP4(ft.Opts{Payload: 1422}).Bytes()))
+	if n := len(w.answers()); n != 1 {
+		t.Errorf("%d errors, want 1", n)
+	}
+	w.wantRepaired(t, repaired{Told: 1, Limited: 1})
 	w.checkLaw(t)
 }
 

@@ -62,8 +62,8 @@ func (t *Tables) AddVTEP(a netip.Addr, path mtu.PathMTU) fdb.VTEPID {
 }
 
 // SetVTEP changes where a VTEP is reached and what is accepted as coming from it; frames already decided on are not
-// affected. An address that several VTEPs claim belongs to the one that is named by it, and else to the one with the
-// lowest number. fdb.Local is nowhere.
+// affected. An address that several VTEPs claim belongs to the one that is named by it, else to the one that is reached at
+// it, and else to the one with the lowest number. fdb.Local is nowhere.
 func (t *Tables) SetVTEP(id fdb.VTEPID, a VTEPAddress) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -119,6 +119,8 @@ func (t *Tables) publishVTEPs(vteps []VTEP) {
 	}
 	for i := range vteps {
 		claim(vteps[i].Addr, i)
+	}
+	for i := range vteps {
 		for _, a := range vteps[i].Accept {
 			claim(a, i)
 		}

@@ -47,12 +47,12 @@ type Missing []string
 
 func (m Missing) Error() string { return "there is no device " + strings.Join(m, ", ") }
 
-// Repair compares the sandbox with a layout and makes it so. It returns how many things it found otherwise. The error
-// is Missing if nothing else is wrong but that ports are not there.
-func (s *Sandbox) Repair(want Layout) (repaired int, err error) {
+// Repair compares the sandbox with a layout and makes it so. It returns what it found otherwise, a few words each. The
+// error is Missing if nothing else is wrong but that ports are not there.
+func (s *Sandbox) Repair(want Layout) (repaired []string, err error) {
 	err = s.Do(func() error {
-		links, err := netlink.LinkList()
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		links, err := whole(netlink.LinkList)
+		if err != nil {
 			return fmt.Errorf("list the devices of sandbox %s: %w", s.name, err)
 		}
 		byName := make(map[string]netlink.Link, len(links))
@@ -70,7 +70,7 @@ func (s *Sandbox) Repair(want Layout) (repaired int, err error) {
 			}
 		}
 		r.stations(want.Ports)
-		repaired = r.count
+		repaired = r.done
 		switch {
 		case r.err != nil:
 			return fmt.Errorf("sandbox %s: %w", s.name, r.err)
@@ -82,26 +82,44 @@ func (s *Sandbox) Repair(want Layout) (repaired int, err error) {
 	return repaired, err
 }
 
+// maxInterrupted is how often a list is asked for anew.
+const maxInterrupted = 10
+
+// whole asks for a list until nothing came or went meanwhile. One that is not whole would have what is there pass for
+// missing, and be made anew.
+func whole[T any](list func() ([]T, error)) (out []T, err error) {
+	for range maxInterrupted {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
 // repair is a Repair under way, in the namespace of the sandbox.
 type repair struct {
 	links map[string]netlink.Link
 	br    int // index of the bridge
-	count int
+	done  []string
 	err   error // the first; the rest is tried all the same
 }
 
-// do calls f and counts, unless what f would do is so already.
-func (r *repair) do(is bool, f func() error) {
+// do calls f and notes what that was about, unless what f would do is so already.
+func (r *repair) do(is bool, what string, f func() error) {
 	if is {
 		return
 	}
 	if err := f(); err != nil {
-		if r.err == nil {
-			r.err = err
-		}
+		r.fail(err)
 		return
 	}
-	r.count++
+	r.done = append(r.done, what)
+}
+
+func (r *repair) fail(err error) {
+	if r.err == nil {
+		r.err = err
+	}
 }
 
 func (r *repair) bridge(want Bridge) {
@@ -110,7 +128,7 @@ func (r *repair) bridge(want Bridge) {
 		r.err = fmt.Errorf("device %q is of type %s: remove it", SandboxBridge, l.Type())
 		return
 	}
-	r.do(ok, func() (err error) {
+	r.do(ok, "the bridge", func() (err error) {
 		if err = addBridge(); err == nil {
 			l, err = linkByName(SandboxBridge)
 		}
@@ -121,17 +139,17 @@ func (r *repair) bridge(want Bridge) {
 	}
 	a := l.Attrs()
 	r.br = a.Index
-	r.do(a.HardwareAddr.String() == want.MAC.String(), func() error { return SetMAC(SandboxBridge, want.MAC) })
-	r.do(a.MTU == want.MTU, func() error { return SetMTU(SandboxBridge, want.MTU) })
-	r.do(a.RawFlags&unix.IFF_UP != 0, func() error { return SetUp(SandboxBridge) })
+	r.do(a.HardwareAddr.String() == want.MAC.String(), "MAC of the bridge", func() error { return SetMAC(SandboxBridge, want.MAC) })
+	r.do(a.MTU == want.MTU, "MTU of the bridge", func() error { return SetMTU(SandboxBridge, want.MTU) })
+	r.do(a.RawFlags&unix.IFF_UP != 0, "the bridge being up", func() error { return SetUp(SandboxBridge) })
 	r.addresses(l, want)
 }
 
 // addresses gives the bridge its addresses, and routes to all stations: it need not know the subnet.
 func (r *repair) addresses(l netlink.Link, want Bridge) {
-	have, err := netlink.AddrList(l, netlink.FAMILY_ALL)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		r.do(false, func() error { return fmt.Errorf("device %q: list its addresses: %w", SandboxBridge, err) })
+	have, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		r.fail(fmt.Errorf("device %q: list its addresses: %w", SandboxBridge, err))
 		return
 	}
 	for _, a := range want.Addresses {
@@ -140,15 +158,15 @@ func (r *repair) addresses(l netlink.Link, want Bridge) {
 				continue // the kernel has none then; see AddAddress
 			}
 			if err := setting("net/ipv6/conf/"+SandboxBridge+"/disable_ipv6", "0"); err != nil {
-				r.do(false, func() error { return err })
+				r.fail(err)
 				continue
 			}
 		}
 		is := slices.ContainsFunc(have, func(h netlink.Addr) bool { return h.IP.Equal(a.AsSlice()) })
-		r.do(is, func() error { return AddAddress(SandboxBridge, netip.PrefixFrom(a, a.BitLen())) })
+		r.do(is, "address "+a.String(), func() error { return AddAddress(SandboxBridge, netip.PrefixFrom(a, a.BitLen())) })
 		// A device that goes down loses its routes.
 		d, err := defaultRoute(a)
-		r.do(err == nil && d != nil && d.LinkIndex == l.Attrs().Index, func() error {
+		r.do(err == nil && d != nil && d.LinkIndex == l.Attrs().Index, "route by "+a.String(), func() error {
 			if err != nil {
 				return err
 			}
@@ -166,8 +184,10 @@ func defaultRoute(a netip.Addr) (*netlink.Route, error) {
 	if a.Is4() {
 		family = netlink.FAMILY_V4
 	}
-	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
@@ -191,21 +211,22 @@ func everything(a netip.Addr) *net.IPNet {
 
 func (r *repair) port(l netlink.Link, want Port) {
 	a := l.Attrs()
-	r.do(a.MTU == want.MTU, func() error { return SetMTU(want.Device, want.MTU) })
-	r.do(want.TxQueueLen == 0 || a.TxQLen == want.TxQueueLen, func() error { return SetTxQueueLen(want.Device, want.TxQueueLen) })
+	of := " of " + want.Device
+	r.do(a.MTU == want.MTU, "MTU"+of, func() error { return SetMTU(want.Device, want.MTU) })
+	r.do(want.TxQueueLen == 0 || a.TxQLen == want.TxQueueLen, "queue length"+of, func() error { return SetTxQueueLen(want.Device, want.TxQueueLen) })
 	if want.GSOMaxSize != 0 && a.GSOMaxSize != uint32(want.GSOMaxSize) {
 		// Without it all works, only slower.
 		if err := SetGSOMaxSize(want.Device, want.GSOMaxSize); !errors.Is(err, ErrNoGSOMaxSize) {
-			r.do(false, func() error { return err })
+			r.do(false, "gso_max_size"+of, func() error { return err })
 		}
 	}
-	r.do(r.br != 0 && a.MasterIndex == r.br, func() error {
+	r.do(r.br != 0 && a.MasterIndex == r.br, "bridge"+of, func() error {
 		if err := netlink.LinkSetMasterByIndex(l, r.br); err != nil {
 			return fmt.Errorf("device %q: make it a port of %s: %w", want.Device, SandboxBridge, err)
 		}
 		return errors.Join(netlink.LinkSetLearning(l, want.Learning), netlink.LinkSetFlood(l, want.Flood))
 	})
-	r.do(a.RawFlags&unix.IFF_UP != 0, func() error { return SetUp(want.Device) })
+	r.do(a.RawFlags&unix.IFF_UP != 0, want.Device+" being up", func() error { return SetUp(want.Device) })
 }
 
 // stations tells the bridge who is at which port. The entries are sticky: a frame from elsewhere does not move them.
@@ -213,9 +234,11 @@ func (r *repair) stations(ports []Port) {
 	if !slices.ContainsFunc(ports, func(p Port) bool { return !p.MAC.IsZero() }) {
 		return
 	}
-	entries, err := netlink.NeighListExecute(netlink.Ndmsg{Family: unix.AF_BRIDGE})
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		r.do(false, func() error { return fmt.Errorf("list what the bridge knows: %w", err) })
+	entries, err := whole(func() ([]netlink.Neigh, error) {
+		return netlink.NeighListExecute(netlink.Ndmsg{Family: unix.AF_BRIDGE})
+	})
+	if err != nil {
+		r.fail(fmt.Errorf("list what the bridge knows: %w", err))
 		return
 	}
 	for _, p := range ports {
@@ -227,7 +250,7 @@ func (r *repair) stations(ports []Port) {
 			return e.LinkIndex == l.Attrs().Index && e.State&netlink.NUD_NOARP != 0 && e.Flags&netlink.NTF_STICKY != 0 &&
 				e.HardwareAddr.String() == p.MAC.String()
 		})
-		r.do(is, func() error {
+		r.do(is, "station at "+p.Device, func() error {
 			err := netlink.NeighSet(&netlink.Neigh{
 				LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, HardwareAddr: p.MAC[:],
 				State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER | netlink.NTF_STICKY,

@@ -50,7 +50,7 @@ func TestRouteTo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := (Route{netip.MustParseAddr(c.src), c.dev, l.Attrs().Index, c.mtu, c.mtu}); r != want {
+		if want := (Route{netip.MustParseAddr(c.src), c.dev, l.Attrs().Index, c.mtu}); r != want {
 			t.Errorf("RouteTo(%s) = %+v, want %+v", c.dst, r, want)
 		}
 	}

@@ -18,9 +18,8 @@ type Route struct {
 	Device string     // outgoing device
 	Index  int        // its interface index
 	// MTU is that of the device, or of the route where one is set there and is smaller.
+	// What the kernel has learned from ICMP messages is not in it: anybody may have sent those.
 	MTU mtu.UnderlayMTU
-	// Learned is MTU or what the kernel has learned from ICMP messages, if that is smaller. Anybody may have sent those.
-	Learned mtu.UnderlayMTU
 }
 
 // RouteTo asks the kernel for its route to dst. The error names dst and wraps the kernel's answer, such as
@@ -66,9 +65,7 @@ func RouteFrom(src, dst netip.Addr) (Route, error) {
 		}
 	}
 	out := Route{Src: src.Unmap(), Device: l.Attrs().Name, Index: r.LinkIndex, MTU: mtu.UnderlayMTU(l.Attrs().MTU)}
-	out.Learned = out.MTU
 	if r.MTU > 0 {
-		out.Learned = min(out.MTU, mtu.UnderlayMTU(r.MTU))
 		if stated := statedMTU(dst, opts); stated > 0 {
 			out.MTU = min(out.MTU, stated)
 		}

@@ -80,11 +80,11 @@ func TestRepairMakesTheLayout(t *testing.T) {
 		Bridge: Bridge{MAC: addr.MAC{2, 'o', 'v', 1, 2, 3}, MTU: 1450, Addresses: []netip.Addr{netip.MustParseAddr("10.42.0.1"), netip.MustParseAddr("fd42::1")}},
 		Ports:  []Port{{Device: "port0", MTU: 1450, TxQueueLen: 77, GSOMaxSize: 60000, MAC: addr.MAC{2, 0, 0, 0, 0, 7}}},
 	}
-	if n, err := s.Repair(want); err != nil || n == 0 {
-		t.Fatalf("%d repaired, %v", n, err)
+	if n, err := s.Repair(want); err != nil || len(n) == 0 {
+		t.Fatalf("%q repaired, %v", n, err)
 	}
-	if n, err := s.Repair(want); err != nil || n != 0 {
-		t.Errorf("%d repaired that were well, %v", n, err)
+	if n, err := s.Repair(want); err != nil || len(n) != 0 {
+		t.Errorf("%q repaired that were well, %v", n, err)
 	}
 	linktest.In(t, s.Name(), func() {
 		br, port := linktest.Device(t, SandboxBridge), linktest.Device(t, "port0")
@@ -119,8 +119,8 @@ func TestRepairMakesTheLayout(t *testing.T) {
 	want.Ports = append(want.Ports, Port{Device: "port9"})
 	want.Bridge.MTU = 1400
 	var missing Missing
-	if n, err := s.Repair(want); n != 1 || !errors.As(err, &missing) || !slices.Equal(missing, Missing{"port9"}) {
-		t.Errorf("%d repaired, %v", n, err)
+	if n, err := s.Repair(want); len(n) != 1 || !errors.As(err, &missing) || !slices.Equal(missing, Missing{"port9"}) {
+		t.Errorf("%q repaired, %v", n, err)
 	}
 }
 
@@ -195,4 +195,22 @@ func TestSandboxOutlivesItsMountNamespace(t *testing.T) {
 		}
 		return err
 	}))
+}
+
+// A list that was interrupted is asked for again, and one that never is whole is an error and no list.
+func TestWholeLists(t *testing.T) {
+	asked := 0
+	list := func() ([]int, error) {
+		if asked++; asked < 3 {
+			return []int{1}, netlink.ErrDumpInterrupted
+		}
+		return []int{1, 2}, nil
+	}
+	if got, err := whole(list); err != nil || len(got) != 2 || asked != 3 {
+		t.Errorf("%v, %v after %d", got, err, asked)
+	}
+	asked = -1000
+	if _, err := whole(list); !errors.Is(err, netlink.ErrDumpInterrupted) || asked != -1000+maxInterrupted {
+		t.Errorf("%v after %d", err, asked+1000)
+	}
 }

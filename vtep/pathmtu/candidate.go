@@ -2,6 +2,7 @@ package pathmtu
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/overlayd/overlayd/dataplane/mtu"
@@ -27,6 +28,7 @@ type candidate struct {
 	answered   time.Time // when it last acknowledged a probe
 	mistaken   time.Time // when another node answered for it last
 	hinted     time.Time
+	claimed    int // what an ICMP error said of the path, while nothing could be proven; 0 = nothing
 	seenAs     netip.Addr
 	blackHoles uint64 // of the present search that have been counted
 }
@@ -50,7 +52,7 @@ func (c *candidate) setRoute(now time.Time, r Route, err error) {
 	}
 	c.route = r
 	if c.search != nil && (c.search.State() != StateReachable || r != was || !had) {
-		c.search.Prompt()
+		c.search.Prompt(now)
 	}
 	switch {
 	case c.search == nil || r.Local != was.Local:
@@ -77,8 +79,16 @@ func (c *candidate) state() State {
 // a probe of the peer from elsewhere must not draw its traffic.
 func (c *candidate) usable() bool { return c.state() == StateReachable }
 
-// accepted reports whether datagrams that come from there are to be taken for those of the peer.
-func (c *candidate) accepted() bool { return c.origin == OriginStated || !c.answered.IsZero() }
+// accepted reports whether datagrams that come from there are to be taken for those of the peer: not if all that is known is
+// that another node answers there.
+func (c *candidate) accepted() bool {
+	return c.origin == OriginStated && c.mistaken.IsZero() || !c.answered.IsZero()
+}
+
+// onTrial reports whether no more is known of an address than that a probe of a peer came from there.
+func onTrial(known []*candidate) bool {
+	return !slices.ContainsFunc(known, func(c *candidate) bool { return c.origin == OriginStated || !c.answered.IsZero() })
+}
 
 // path is what is to be used of the path there; 0 = there was no route so far.
 func (c *candidate) path() mtu.PathMTU {
@@ -88,10 +98,11 @@ func (c *candidate) path() mtu.PathMTU {
 	return c.search.Path()
 }
 
-// heard says that something came from there. It proves nothing: anybody may have sent it.
-func (c *candidate) heard() {
+// prompt has it asked at once if it does not answer. A probe that came from there is reason to, and proves nothing: anybody
+// may have sent it.
+func (c *candidate) prompt(now time.Time) {
 	if c.search != nil && c.search.State() != StateReachable {
-		c.search.Prompt()
+		c.search.Prompt(now)
 		c.peer.next = time.Time{}
 	}
 }

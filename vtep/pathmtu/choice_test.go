@@ -140,6 +140,26 @@ func TestHysteresis(t *testing.T) {
 	}
 }
 
+// A host that was busy when it first measured a path does not hold that against the path for long.
+func TestBusyAtFirst(t *testing.T) {
+	w, x, _, links := floating(t, 1, path{mtu: 1500, delay: 40 * ms}, path{mtu: 1500, delay: 5 * ms})
+	x.stream[addrB] = true
+	w.run(2 * time.Second)
+	if !x.uses(addrB, floatB)() {
+		t.Fatalf("choice %+v", x.told[addrB])
+	}
+	links[0].delay, links[1].delay = ms, ms
+	if took, ok := w.runUntil(10*time.Second, x.uses(addrB, addrB)); !ok {
+		t.Errorf("after %v: %+v", took, x.prober.Status()[0])
+	}
+	// What only sometimes takes long is as good as it is the rest of the time.
+	links[0].jitter, links[1].jitter = 8*ms, 8*ms
+	w.run(10 * time.Minute)
+	if n := x.prober.Counters().Moves; n != 1 || !x.uses(addrB, addrB)() {
+		t.Errorf("%d moves, choice %+v", n, x.told[addrB])
+	}
+}
+
 // The peer is behind a NAT whose address nobody has stated: it is observed, tried and used.
 func TestObserved(t *testing.T) {
 	w := newWorld(t, 1)
@@ -183,7 +203,7 @@ func TestObserved(t *testing.T) {
 
 // Without a route there is no candidate, and routes that come back are used.
 func TestNoRoute(t *testing.T) {
-	w, x, _, _ := floating(t, 1, path{mtu: 1500, delay: ms}, path{mtu: 1400, delay: ms})
+	w, x, _, links := floating(t, 1, path{mtu: 1500, delay: ms}, path{mtu: 1400, delay: ms})
 	w.run(time.Second)
 	ways := x.ways
 	x.ways = func(remote addrOf) (Route, error) {
@@ -196,6 +216,9 @@ func TestNoRoute(t *testing.T) {
 	x.wake()
 	if !x.uses(addrB, floatB)() {
 		t.Fatalf("without a route %+v", x.told[addrB])
+	}
+	if n := x.prober.Counters().Moves; n != 1 {
+		t.Errorf("%d moves", n)
 	}
 	if why := x.prober.Status()[0].Candidates[0].Why; !strings.Contains(why, "unplugged") {
 		t.Errorf("why %q", why)
@@ -210,6 +233,24 @@ func TestNoRoute(t *testing.T) {
 	x.stream[addrB] = true
 	if took, ok := w.runUntil(20*time.Second, x.uses(addrB, addrB)); !ok {
 		t.Errorf("after %v %+v", took, x.prober.Status()[0])
+	}
+	// When nobody answers any more, it is the route that decides.
+	for _, l := range links {
+		l.cut = true
+	}
+	w.run(time.Minute)
+	n := x.prober.Counters().Moves
+	x.ways = func(remote addrOf) (Route, error) {
+		if remote == x.told[addrB].Remote {
+			return Route{}, errors.New("unplugged")
+		}
+		return ways(remote)
+	}
+	was := x.told[addrB].Remote
+	x.prober.RoutesChanged()
+	x.wake()
+	if c := x.told[addrB]; c.Remote == was || x.prober.Counters().Moves != n+1 {
+		t.Errorf("%d moves, choice %+v", x.prober.Counters().Moves-n, c)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/overlayd/overlayd/dataplane/probe"
@@ -37,6 +38,7 @@ type engine struct {
 	peers    map[netip.Addr]*peer
 	order    []*peer // by address
 	byRemote map[netip.Addr][]*candidate
+	remotes  atomic.Pointer[map[netip.Addr]bool] // the addresses of peers that are not on trial, for any goroutine
 	flights  map[uint64]flight
 	oldest   []expiry // of flights, in the order in which they were sent
 	acks     bucket
@@ -115,6 +117,23 @@ func (e *engine) index() {
 			e.byRemote[c.remote] = append(e.byRemote[c.remote], c)
 		}
 	}
+	remotes := make(map[netip.Addr]bool, len(e.byRemote))
+	for a, known := range e.byRemote {
+		if !onTrial(known) {
+			remotes[a] = true
+		}
+	}
+	e.remotes.Store(&remotes)
+}
+
+// setKeys takes other keys, or another name of this node. Who has not understood it so far may do so now.
+func (e *engine) setKeys(now time.Time, keys probe.Keys, self netip.Addr) {
+	e.keys, e.self = keys, self
+	for _, p := range e.order {
+		for _, c := range p.candidates {
+			c.prompt(now)
+		}
+	}
 }
 
 // routesChanged makes the routes of all candidates be looked up again.
@@ -175,7 +194,7 @@ func (e *engine) pollPeer(now time.Time, p *peer) {
 			e.counters.Moves++
 			e.log.Info("peer is reached at another of its addresses", "peer", p.address, "address", p.chosen.remote, "before", moved.remote, "path_mtu", int(p.chosen.path()))
 		}
-		if moved == nil && !p.promptOthers() {
+		if moved == nil && !p.promptOthers(now) {
 			break
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/overlayd/overlayd/dataplane/probe"
 )
 
 const ms = time.Millisecond
@@ -83,5 +85,46 @@ func TestPlain(t *testing.T) {
 				t.Fatalf("with nothing in the way it took %v, more than the time there and back", took)
 			}
 		})
+	}
+}
+
+// Whoever starts first is done as soon as the other: what was sent before there was anybody is not waited for.
+func TestOneStartsFirst(t *testing.T) {
+	for _, keys := range []probe.Keys{{}, secretKeys(t, "k")} {
+		for _, earlier := range []time.Duration{0, 5 * ms, 50 * ms, 300 * ms, 999 * ms, 1500 * ms, 2500 * ms, 20 * time.Second} {
+			w := newWorld(t, 1)
+			w.join(addrA, addrB, path{mtu: 1400, delay: 10 * ms})
+			x, y := w.host(1500, addrA), w.host(1500, addrB)
+			y.kernel = true
+			x.prober.SetKeys(keys, addrA)
+			x.setPeers(peerAt(addrB))
+			w.run(earlier)
+			y.kernel = false
+			y.prober.SetKeys(keys, addrB)
+			y.setPeers(peerAt(addrA))
+			if took := exactly(t, w, x, y, addrA, addrB, 1400, 3*time.Second); took > minTimeout+200*ms {
+				t.Errorf("%v, %v earlier: it took %v", keys, earlier, took)
+			}
+		}
+	}
+}
+
+// With the same keys at last, nodes that could not understand each other do so at once.
+func TestKeysComeLater(t *testing.T) {
+	for _, last := range []string{"k", "jk"} {
+		w, x, y, _, _ := two(t, 1, 1500, addrA, addrB, path{mtu: 1400, delay: 10 * ms})
+		x.prober.SetKeys(secretKeys(t, "k"), addrA)
+		y.prober.SetKeys(secretKeys(t, "j"), addrB)
+		w.run(time.Minute)
+		if s := y.told[addrA].State; s != StateUnanswered {
+			t.Fatalf("state %v", s)
+		}
+		y.prober.SetKeys(secretKeys(t, last), addrB)
+		y.wake()
+		x.prober.SetKeys(secretKeys(t, "kj"), addrA)
+		x.wake()
+		if took := exactly(t, w, x, y, addrA, addrB, 1400, 5*time.Second); took > minTimeout+300*ms {
+			t.Errorf("%q: it took %v", last, took)
+		}
 	}
 }

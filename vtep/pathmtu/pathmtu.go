@@ -152,7 +152,7 @@ type CandidateStatus struct {
 	Origin  Origin
 	State   State
 	Chosen  bool
-	RTT     time.Duration // smoothed (RFC 6298, section 2); 0 = not known
+	RTT     time.Duration // the least of the last few measured; 0 = not known
 	Path    mtu.PathMTU
 	Settled bool
 	SeenAs  netip.Addr // the address from which the peer sees our probes come; invalid = not known
@@ -167,7 +167,7 @@ const (
 	IgnoreMalformed   Ignore = iota // no whole message
 	IgnoreUnknownKey                // sealed with a key that is not known here
 	IgnoreBadTag                    // its seal is broken
-	IgnoreStranger                  // a probe from an address of no peer
+	IgnoreStranger                  // without keys, anything from an address of no peer
 	IgnoreStale                     // an acknowledgement of nothing that is outstanding: too late, repeated or made up
 	IgnoreWrongSource               // an acknowledgement from another address than was asked
 	IgnoreWrongSize                 // an acknowledgement of another size than was sent

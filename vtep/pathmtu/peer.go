@@ -139,13 +139,13 @@ func (p *peer) pace(now time.Time, c *candidate) Pace {
 
 // promptOthers asks the other candidates whether they answer when the chosen one does not. It reports whether
 // any was asked.
-func (p *peer) promptOthers() bool {
+func (p *peer) promptOthers(now time.Time) bool {
 	if p.chosen == nil || p.chosen.search == nil || !p.chosen.search.Doubtful() || len(p.candidates) == 1 {
 		return false
 	}
 	for _, c := range p.candidates {
 		if c != p.chosen && c.search != nil {
-			c.search.Prompt()
+			c.search.Prompt(now)
 		}
 	}
 	return true
@@ -162,6 +162,9 @@ func (p *peer) choose(now time.Time) (moved *candidate) {
 	case best == nil:
 		p.challenger = nil
 		if other := p.fallback(); p.chosen.state() == StateNoRoute && other.state() != StateNoRoute {
+			if p.decided {
+				return p.move(now, other)
+			}
 			p.chosen, p.since = other, now
 		}
 	case !p.decided:

@@ -31,6 +31,7 @@ const (
 	busyRaise = 10 * time.Second
 	busyOther = 5 * time.Second
 	busyAsk   = time.Second
+	hurryAsk  = 400 * time.Millisecond // so that one that comes and goes each second is not only met when it is there
 	idleFull  = time.Minute
 	idleRaise = time.Minute
 	idleSmall = 10 * time.Second
@@ -75,7 +76,7 @@ func (s *Search) smallInterval() time.Duration {
 	case s.pace.Chosen && s.lo > 0 && s.pace.Traffic:
 		return 0 // one goes with each of full size
 	case s.pace.Hurry:
-		return busyAsk
+		return hurryAsk
 	case s.pace.Chosen:
 		return every(2*s.small, idleSmallRate, idleSmall)
 	case s.pace.Traffic:
@@ -127,10 +128,11 @@ func dueAt(last time.Time, interval time.Duration) (time.Time, bool) {
 // due is when the next round begins, while none is open.
 func (s *Search) due() time.Time {
 	switch s.phase {
-	case phaseNew:
-		return s.retry // zero at first
-	case phaseLost:
-		return s.retry
+	case phaseNew, phaseLost:
+		if s.promptAt.IsZero() {
+			return s.retry // zero at first
+		}
+		return earlier(s.retry, s.promptAt)
 	case phaseSearch:
 		pause := min(time.Duration(max(0, s.rounds-maxRounds))*time.Second, idleOther)
 		return s.round.start.Add(pause)
@@ -167,7 +169,10 @@ func (s *Search) plan(now time.Time, dst []int) []int {
 	default:
 		dst = append(dst, s.small)
 	}
-	s.lastSmall, s.promptAt = now, time.Time{}
+	if !s.promptAt.IsZero() {
+		s.prompted, s.promptAt = now, time.Time{}
+	}
+	s.lastSmall = now
 	return dst
 }
 

@@ -112,7 +112,7 @@ func (p *Prober) takeAsked(now time.Time) {
 	a := p.asked
 	p.asked = asked{}
 	if a.setKeys {
-		p.engine.keys, p.engine.self = a.keys, a.self
+		p.engine.setKeys(now, a.keys, a.self)
 	}
 	if a.setPeers {
 		p.engine.setPeers(now, a.peers)
@@ -207,10 +207,17 @@ func (p *Prober) SetKeys(keys probe.Keys, self netip.Addr) {
 	p.wakeUp()
 }
 
+// stranger reports whether an address is none of a peer's.
+func (p *Prober) stranger(remote netip.Addr) bool {
+	known := p.engine.remotes.Load()
+	return known == nil || !(*known)[remote]
+}
+
 // Receive takes a UDP payload for which probe.Is holds. It came from remote to local, and size is the length of
 // its outer IP packet in bytes with the IP header. The payload is copied. Receive never blocks.
 func (p *Prober) Receive(local, remote netip.Addr, payload []byte, size int) {
-	p.queue.put(arrival{at: p.cfg.Now(), local: local.Unmap(), remote: remote.Unmap(), size: size}, payload)
+	a := arrival{at: p.cfg.Now(), local: local.Unmap(), remote: remote.Unmap(), size: size}
+	p.queue.put(a, payload, p.stranger(a.remote))
 	p.wakeUp()
 }
 
@@ -219,7 +226,8 @@ func (p *Prober) Receive(local, remote netip.Addr, payload []byte, size int) {
 // first byte on. Nothing is believed, but if the quote is of something that we sent, the path is probed at
 // once. quoted is copied. Hint never blocks.
 func (p *Prober) Hint(remote netip.Addr, path int, quoted []byte) {
-	p.queue.put(arrival{at: p.cfg.Now(), hint: true, remote: remote.Unmap(), size: path}, quoted[:min(len(quoted), probe.Len)])
+	a := arrival{at: p.cfg.Now(), hint: true, remote: remote.Unmap(), size: path}
+	p.queue.put(a, quoted[:min(len(quoted), probe.Len)], p.stranger(a.remote))
 	p.wakeUp()
 }
 

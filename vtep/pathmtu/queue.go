@@ -6,10 +6,12 @@ import (
 	"time"
 )
 
-// What may wait for the prober's goroutine.
+// What may wait for the prober's goroutine. Of it, what is of no peer has a part, so that whoever sends much of that does
+// not keep the peers out.
 const (
 	maxQueued      = 8192
 	maxQueuedBytes = 8 << 20
+	strangersPart  = 4
 )
 
 // arrival is a message or an ICMP error.
@@ -26,21 +28,36 @@ type queue struct {
 	mu     sync.Mutex
 	items  []arrival
 	spare  []arrival // what was taken last
-	bytes  int
+	all    waiting
+	alien  waiting // of it, what is of strangers
 	losses uint64
 }
 
+type waiting struct{ items, bytes int }
+
+func (w *waiting) full(more, part int) bool {
+	return w.items >= maxQueued/part || w.bytes+more > maxQueuedBytes/part
+}
+
+func (w *waiting) add(bytes int) {
+	w.items++
+	w.bytes += bytes
+}
+
 // put copies the payload, or counts a loss if too much is waiting.
-func (q *queue) put(a arrival, payload []byte) {
+func (q *queue) put(a arrival, payload []byte, stranger bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.items) >= maxQueued || q.bytes+len(payload) > maxQueuedBytes {
+	if q.all.full(len(payload), 1) || stranger && q.alien.full(len(payload), strangersPart) {
 		q.losses++
 		return
 	}
+	q.all.add(len(payload))
+	if stranger {
+		q.alien.add(len(payload))
+	}
 	a.payload = append([]byte(nil), payload...)
 	q.items = append(q.items, a)
-	q.bytes += len(payload)
 }
 
 // take returns what is waiting, and keeps the count of what was lost. What it returns is valid until the next call.
@@ -49,7 +66,7 @@ func (q *queue) take(counters *Counters) []arrival {
 	defer q.mu.Unlock()
 	taken := q.items
 	clear(q.spare)
-	q.items, q.spare, q.bytes = q.spare[:0], taken, 0
+	q.items, q.spare, q.all, q.alien = q.spare[:0], taken, waiting{}, waiting{}
 	counters.QueueLosses = q.losses
 	return taken
 }

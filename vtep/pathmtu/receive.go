@@ -10,10 +10,13 @@ import (
 )
 
 // Acknowledgements that may be sent, per second and at once. A thousand nodes that start together ask for about
-// as many. They are never larger than what they answer, so nobody can use them to multiply traffic.
+// as many. They are never larger than what they answer, so nobody can use them to multiply traffic. Half of those
+// at once are kept for the addresses of peers: a probe that is repeated from elsewhere is answered too, for the
+// sender's node need not be known here.
 const (
 	acksPerSecond = 4096
 	acksAtOnce    = 4096
+	acksForPeers  = acksAtOnce / 2
 )
 
 // maxObserved is how many addresses of a peer are used or tried that nobody has stated.
@@ -31,14 +34,15 @@ type bucket struct {
 	filled time.Time
 }
 
-func (b *bucket) take(now time.Time, rate, size float64) bool {
+// take takes one token, unless that would leave less than reserve.
+func (b *bucket) take(now time.Time, rate, size, reserve float64) bool {
 	if b.filled.IsZero() {
 		b.tokens = size
 	} else {
 		b.tokens = min(size, b.tokens+now.Sub(b.filled).Seconds()*rate)
 	}
 	b.filled = now
-	if b.tokens < 1 {
+	if b.tokens < 1+reserve {
 		return false
 	}
 	b.tokens--
@@ -49,6 +53,10 @@ func (e *engine) ignore(why Ignore) { e.counters.Ignored[why]++ }
 
 // receive takes a message from the underlay.
 func (e *engine) receive(now time.Time, local, remote netip.Addr, payload []byte, size int) {
+	if e.keys.Public() && len(e.byRemote[remote]) == 0 {
+		e.ignore(IgnoreStranger) // whatever it says, which would cost more to find out than to say
+		return
+	}
 	m, err := e.keys.Parse(payload)
 	switch {
 	case errors.Is(err, probe.ErrUnknownKey):
@@ -66,14 +74,14 @@ func (e *engine) receive(now time.Time, local, remote netip.Addr, payload []byte
 
 func (e *engine) receiveProbe(now time.Time, local, remote netip.Addr, m *probe.Message, size int) {
 	known := e.byRemote[remote]
-	if e.keys.Public() && len(known) == 0 {
-		e.ignore(IgnoreStranger)
-		return
+	reserve := 0.
+	if onTrial(known) {
+		reserve = acksForPeers
 	}
-	e.acknowledge(now, local, remote, m.Nonce, size)
+	e.acknowledge(now, local, remote, m.Nonce, size, reserve)
 	if e.keys.Public() {
 		for _, c := range known {
-			c.heard()
+			c.prompt(now)
 		}
 		return
 	}
@@ -83,7 +91,7 @@ func (e *engine) receiveProbe(now time.Time, local, remote netip.Addr, m *probe.
 	}
 	for _, c := range known {
 		if c.peer == p {
-			c.heard()
+			c.prompt(now)
 			return
 		}
 	}
@@ -94,8 +102,8 @@ func (e *engine) receiveProbe(now time.Time, local, remote netip.Addr, m *probe.
 	e.index()
 }
 
-func (e *engine) acknowledge(now time.Time, local, remote netip.Addr, nonce uint64, size int) {
-	if !e.acks.take(now, acksPerSecond, acksAtOnce) {
+func (e *engine) acknowledge(now time.Time, local, remote netip.Addr, nonce uint64, size int, reserve float64) {
+	if !e.acks.take(now, acksPerSecond, acksAtOnce, reserve) {
 		e.counters.AcksLimited++
 		return
 	}
@@ -121,13 +129,18 @@ func (e *engine) receiveAck(now time.Time, remote netip.Addr, m *probe.Message) 
 		return
 	case !e.keys.Public() && m.Sender != f.candidate.peer.address:
 		f.candidate.mistaken = now
+		f.candidate.peer.next = time.Time{}
 		e.ignore(IgnoreWrongNode)
 		return
 	}
 	delete(e.flights, m.Nonce)
 	e.counters.ProbesAcked++
 	c := f.candidate
-	c.answered, c.seenAs = now, m.Observed
+	first := c.answered.IsZero()
+	c.answered, c.mistaken, c.seenAs = now, time.Time{}, m.Observed
+	if first && c.origin == OriginObserved {
+		e.index()
+	}
 	c.search.Acked(now, f.probe)
 	c.peer.next = time.Time{}
 }
@@ -147,6 +160,7 @@ func (e *engine) hint(now time.Time, remote netip.Addr, path int, quoted []byte)
 		switch {
 		case c.search == nil || c.search.State() != StateReachable:
 			e.counters.HintsIgnored[HintUnanswered]++
+			e.noteClaim(c, path)
 		case !c.hinted.IsZero() && now.Sub(c.hinted) < hintInterval:
 			e.counters.HintsIgnored[HintLimited]++
 		case !c.search.Hint(path):
@@ -157,6 +171,18 @@ func (e *engine) hint(now time.Time, remote netip.Addr, path int, quoted []byte)
 			e.counters.HintsAccepted++
 		}
 	}
+}
+
+// noteClaim keeps what is said of a path of which nothing can be proven, for people to judge.
+func (e *engine) noteClaim(c *candidate, path int) {
+	if c.search == nil || path < c.search.min || path >= int(c.search.Path()) {
+		return
+	}
+	if c.claimed == 0 {
+		e.log.Warn("an ICMP error says that the path to a peer is narrow, and the peer answers no path probes, so that nothing proves it; if it is true, set that MTU for the route to it",
+			"peer", c.peer.address, "address", c.remote, "said", path, "used", int(c.search.Path()))
+	}
+	c.claimed = path
 }
 
 // quotes reports whether what an ICMP error quotes was sent by this node to remote, as far as one can tell: a

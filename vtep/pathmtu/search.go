@@ -78,7 +78,8 @@ type Search struct {
 	lastFull   time.Time
 	lastRaise  time.Time
 	retry      time.Time // when a peer that does not answer is asked again
-	promptAt   time.Time // when one that does is asked out of turn; zero = it is not
+	promptAt   time.Time // when it is asked out of turn; zero = it is not
+	prompted   time.Time // when that was done last
 	backoff    time.Duration
 	blackHoles uint64
 }
@@ -150,8 +151,8 @@ func (s *Search) State() State {
 	}
 }
 
-// RTT is the smoothed time to the remote and back; 0 = not known.
-func (s *Search) RTT() time.Duration { return s.rtt.smoothed }
+// RTT is the time to the remote and back, the least of the last few measurements; 0 = not known.
+func (s *Search) RTT() time.Duration { return s.rtt.least() }
 
 // Doubtful reports whether the last round was lost altogether, of a remote that answered before.
 func (s *Search) Doubtful() bool { return s.silent > 0 && s.State() == StateReachable }
@@ -165,7 +166,11 @@ func (s *Search) Poll(now time.Time, dst []Probe) []Probe {
 		if now.Before(s.roundEnd()) {
 			return dst
 		}
-		s.finish(now)
+		if s.round.acks == 0 && now.Before(s.round.start.Add(s.rtt.timeout())) {
+			s.round.open = false // not waited for to its end, so that it says nothing
+		} else {
+			s.finish(now)
+		}
 	}
 	sizes := s.plan(now, s.round.sizes[:0])
 	if len(sizes) == 0 {
@@ -193,7 +198,12 @@ func (s *Search) Next() time.Time {
 func (s *Search) roundEnd() time.Time {
 	switch r := &s.round; {
 	case r.acks == 0:
-		return r.start.Add(s.rtt.timeout())
+		end := r.start.Add(s.rtt.timeout())
+		if s.promptAt.IsZero() || s.rtt.count > 0 {
+			return end
+		}
+		// It has been heard, and was perhaps not there yet when it was asked.
+		return earlier(end, latest(s.promptAt, r.start.Add(minTimeout)))
 	case r.acks+r.unsent == len(r.sizes):
 		return r.lastAck
 	default:
@@ -421,15 +431,17 @@ func (s *Search) Revalidate() {
 	s.lastFull, s.lastRaise = time.Time{}, time.Time{}
 }
 
-// Prompt makes the remote be asked soon whether it answers, but not more than once a second however often this
-// is called.
-func (s *Search) Prompt() {
-	soon := s.lastSmall.Add(time.Second)
+// Prompt makes the remote be asked whether it answers: at once if it never did or no longer does, and otherwise soon.
+// However often this is called, that is not done more than once a second.
+func (s *Search) Prompt(now time.Time) {
 	switch s.phase {
 	case phaseNew, phaseLost:
-		s.retry, s.backoff = earlier(s.retry, soon), 0
+		if s.promptAt.IsZero() {
+			s.promptAt = latest(now, s.prompted.Add(time.Second))
+		}
+		s.backoff = 0
 	case phaseSettled:
-		s.promptAt = soon
+		s.promptAt = s.lastSmall.Add(time.Second)
 	}
 }
 

@@ -52,15 +52,20 @@ func (c *candidate) why(now time.Time) string {
 		return fmt.Sprintf("no route: %v", c.noWay)
 	case StateUnanswered:
 		switch {
-		case !c.mistaken.IsZero() && now.Sub(c.mistaken) < mistakenLasts:
+		case c.isMistaken(now):
 			return "another node answers at this address"
 		case c.search.silent == 0:
 			return "it has not answered yet"
+		case c == chosen && c.claimed > 0 && c.claimed < int(c.path()):
+			return fmt.Sprintf("it has never answered a path probe: the MTU of the route is used, though an ICMP error said %d", c.claimed)
 		case c == chosen:
 			return "it has never answered a path probe: the MTU of the route is used"
 		}
 		return "it has never answered a path probe"
 	case StateLost:
+		if c.isMistaken(now) {
+			return "another node answers at this address now"
+		}
 		return "it no longer answers path probes"
 	}
 	switch {
@@ -72,6 +77,11 @@ func (c *candidate) why(now time.Time) string {
 		return fmt.Sprintf("it is better, and will be used when it has answered %d more probes", winsNeeded-c.peer.wins)
 	}
 	return c.lost(chosen)
+}
+
+// isMistaken reports whether another node answered for it moments ago.
+func (c *candidate) isMistaken(now time.Time) bool {
+	return !c.mistaken.IsZero() && now.Sub(c.mistaken) < mistakenLasts
 }
 
 // lost says why c is worse than what is chosen, where both answer or only c does.

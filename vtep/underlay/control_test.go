@@ -18,6 +18,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/vtep/link"
+	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
 
 // A datagram goes out as it is, from the pool, as large as the device takes and no larger.
@@ -112,7 +113,7 @@ func TestHintsAreHandedUp(t *testing.T) {
 			for range 3 {
 				must(t, a.Send(ends[1], frametest.Pattern(72)))
 			}
-			if r, err := link.RouteTo(ends[1]); err != nil || r.MTU != 1500 || r.Learned != 1500 || len(hints) != 0 {
+			if r, err := link.RouteTo(ends[1]); err != nil || r.MTU != 1500 || linktest.Believed(t, ends[1]) != 1500 || len(hints) != 0 {
 				t.Fatalf("a stranger made it %+v, %v, %+v", r, err, hints)
 			}
 			h.enter(t, there)
@@ -130,7 +131,7 @@ func TestHintsAreHandedUp(t *testing.T) {
 				t.Errorf("hints %+v, want %+v", hints, want)
 			}
 			// The kernel believes it, and nobody else does.
-			if r, err := link.RouteTo(ends[1]); err != nil || r.MTU != 1500 || r.Learned != 1300 {
+			if r, err := link.RouteTo(ends[1]); err != nil || r.MTU != 1500 || linktest.Believed(t, ends[1]) != 1300 {
 				t.Errorf("route %+v, %v", r, err)
 			}
 			// Data that is on its way meets it, too, and is not held up.

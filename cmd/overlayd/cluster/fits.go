@@ -87,7 +87,7 @@ func (f *Follower) leaves(n *statev1.Node) *narrow {
 	paths := v.Paths()
 	at := slices.IndexFunc(paths, func(p vtep.PathStatus) bool { return p.Peer == stated.Address })
 	if at < 0 {
-		return routeLeaves(n.Name, stated.Address)
+		return routeLeaves(n.Name, stated.Candidates)
 	}
 	p := &paths[at]
 	switch {
@@ -104,13 +104,15 @@ func reachable(p *vtep.PathStatus) bool {
 	return !slices.ContainsFunc(p.Candidates, func(c vtep.CandidateStatus) bool { return c.Chosen && (c.State == "lost" || c.State == "no route") })
 }
 
-// routeLeaves is what the route to a node leaves that the VTEP does not probe, for there are many nodes.
-func routeLeaves(name string, to netip.Addr) *narrow {
-	r, err := link.RouteTo(to)
-	if err != nil {
-		return nil
+// routeLeaves is what the route to a node leaves that the VTEP does not probe, for there are many nodes. It is that to the
+// first of its addresses that has one.
+func routeLeaves(name string, candidates []netip.Addr) *narrow {
+	for _, to := range candidates {
+		if r, err := link.RouteTo(to); err == nil {
+			return deviceLeaves(name, to, r.Device, r.MTU)
+		}
 	}
-	return deviceLeaves(name, to, r.Device, r.MTU)
+	return nil
 }
 
 func deviceLeaves(name string, to netip.Addr, device string, most mtu.UnderlayMTU) *narrow {

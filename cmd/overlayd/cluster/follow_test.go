@@ -56,10 +56,10 @@ func started(t *testing.T) *world {
 		end("e0", "n1", w.self, 10), end("e1", "n1", "h1", 11), end("e2", "n1", "h2", 12))
 	w.calls("open ", "add blue 42", "attach blue /proc/self/ns/net [10.42.0.10/24]", "unclaimed blue")
 	n := w.v.networks["blue"]
-	if got, want := n.peers, []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")}; !slices.Equal(got, want) {
+	if got, want := n.peers, []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::3")}; !slices.Equal(got, want) {
 		t.Errorf("peers %v, want %v", got, want)
 	}
-	if len(n.mappings) != 2 || n.mappings[addr.MAC{2, 0, 0, 0, 0, 12}].VTEP != netip.MustParseAddr("192.0.2.3") || !n.Isolate || !n.Sandbox {
+	if len(n.mappings) != 2 || n.mappings[addr.MAC{2, 0, 0, 0, 0, 12}].VTEP != netip.MustParseAddr("2001:db8::3") || !n.Isolate || !n.Sandbox {
 		t.Errorf("%+v", n)
 	}
 	return w
@@ -73,15 +73,15 @@ func TestChanges(t *testing.T) {
 	w.tell(false, end("e3", "n1", "h1", 13)) // confirmed, say
 	w.calls()
 	w.tell(false, end("e3", "n1", "h2", 13)) // moved
-	w.calls("map blue 02:00:00:00:00:0d [10.42.0.13] 192.0.2.3")
+	w.calls("map blue 02:00:00:00:00:0d [10.42.0.13] 2001:db8::3")
 	w.tell(false, node("h3", "192.0.2.4"))
 	w.calls()
 	w.tell(false, end("e4", "n1", "h3", 14))
-	w.calls("peers blue [192.0.2.2 192.0.2.3 192.0.2.4]", "map blue 02:00:00:00:00:0e [10.42.0.14] 192.0.2.4")
+	w.calls("peers blue [192.0.2.2 192.0.2.4 2001:db8::3]", "map blue 02:00:00:00:00:0e [10.42.0.14] 192.0.2.4")
 	w.tell(false, node("h3", "192.0.2.5"))
-	w.calls("peers blue [192.0.2.2 192.0.2.3 192.0.2.4 192.0.2.5]", "map blue 02:00:00:00:00:0e [10.42.0.14] 192.0.2.5", "peers blue [192.0.2.2 192.0.2.3 192.0.2.5]")
+	w.calls("peers blue [192.0.2.2 192.0.2.4 192.0.2.5 2001:db8::3]", "map blue 02:00:00:00:00:0e [10.42.0.14] 192.0.2.5", "peers blue [192.0.2.2 192.0.2.5 2001:db8::3]")
 	w.tell(false, goneEnd("e4"))
-	w.calls("unmap blue 02:00:00:00:00:0e", "peers blue [192.0.2.2 192.0.2.3]")
+	w.calls("unmap blue 02:00:00:00:00:0e", "peers blue [192.0.2.2 2001:db8::3]")
 	// An address that passes from one to another.
 	w.tell(false, goneEnd("e3"), end("e5", "n1", "h1", 13))
 	w.calls("unmap blue 02:00:00:00:00:0d", "map blue 02:00:00:00:00:0d [10.42.0.13] 192.0.2.2")
@@ -105,7 +105,7 @@ func TestChanges(t *testing.T) {
 func TestReset(t *testing.T) {
 	w := started(t)
 	whole := []*statev1.Delta{node(w.self, "192.0.2.1"), node("h1", "192.0.2.2"), segment("n1", "blue", 42), end("e0", "n1", w.self, 10), end("e1", "n1", "h1", 11)}
-	w.tell(true, append(whole, node("h2", "192.0.2.3"), end("e2", "n1", "h2", 12))...)
+	w.tell(true, append(whole, node("h2", "2001:db8::3", "192.0.2.3"), end("e2", "n1", "h2", 12))...)
 	w.calls()
 	w.tell(true, whole...)
 	w.calls("unmap blue 02:00:00:00:00:0c", "peers blue [192.0.2.2]")

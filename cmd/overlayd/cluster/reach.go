@@ -128,11 +128,13 @@ func (f *Follower) place(id string) (vtep.Node, bool) {
 	return vtep.Node{Address: name, Candidates: addresses(n)}, name.IsValid()
 }
 
-// reach returns the address that names a node on this host: its preferred one of a family that this host has.
+// reach returns the address that names a node, which is the first of its list on every host, so that all mean the same by it;
+// invalid if it has none of a family that this host has.
 func (f *Follower) reach(n *statev1.Node) netip.Addr {
-	for _, a := range addresses(n) {
+	list := addresses(n)
+	for _, a := range list {
 		if slices.ContainsFunc(f.local, func(l netip.Addr) bool { return l.Is4() == a.Is4() }) {
-			return a
+			return list[0]
 		}
 	}
 	return netip.Addr{}

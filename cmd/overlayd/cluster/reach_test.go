@@ -27,7 +27,7 @@ func places(f *fake) []string {
 func TestNodesAreStated(t *testing.T) {
 	w := newWorld(t)
 	w.tell(true, node(w.self, "192.0.2.1", "203.0.113.1"), node("h1", "192.0.2.2", "203.0.113.2", "2001:db8::2"), node("h2", "2001:db8::3", "192.0.2.3"), node("h3", "2001:db8::4"))
-	want := []string{"192.0.2.2=192.0.2.2,203.0.113.2,2001:db8::2", "192.0.2.3=2001:db8::3,192.0.2.3"}
+	want := []string{"192.0.2.2=192.0.2.2,203.0.113.2,2001:db8::2", "2001:db8::3=2001:db8::3,192.0.2.3"}
 	if got := places(w.v); !slices.Equal(got, want) {
 		t.Errorf("stated %q, want %q: h3 shares no family with this host", got, want)
 	}
@@ -45,7 +45,7 @@ func TestNodesAreStated(t *testing.T) {
 	w.calls("forget 192.0.2.2")
 	// A reset without a node is its end, too.
 	w.tell(true, node(w.self, "192.0.2.1", "203.0.113.1"))
-	w.calls("forget 192.0.2.3")
+	w.calls("forget 2001:db8::3")
 }
 
 // A node that gets another first address gets another name: it is stated before a network uses it, and forgotten when none
@@ -55,7 +55,7 @@ func TestNameOfANodeChanges(t *testing.T) {
 	w.v.traced = true
 	w.tell(false, node("h1", "203.0.113.2", "192.0.2.2"))
 	w.calls("node 203.0.113.2 [203.0.113.2 192.0.2.2]",
-		"peers blue [192.0.2.2 192.0.2.3 203.0.113.2]", "map blue 02:00:00:00:00:0b [10.42.0.11] 203.0.113.2", "peers blue [192.0.2.3 203.0.113.2]",
+		"peers blue [192.0.2.2 203.0.113.2 2001:db8::3]", "map blue 02:00:00:00:00:0b [10.42.0.11] 203.0.113.2", "peers blue [203.0.113.2 2001:db8::3]",
 		"forget 192.0.2.2")
 	// Only a candidate more: the name stays.
 	w.tell(false, node("h1", "203.0.113.2", "192.0.2.2", "192.0.2.20"))
@@ -63,7 +63,7 @@ func TestNameOfANodeChanges(t *testing.T) {
 	// Another node on the same host, set up anew, has the name from now on.
 	w.tell(false, &statev1.Delta{RemovedNode: "h1"}, node("h9", "203.0.113.2"), goneEnd("e1"), end("e9", "n1", "h9", 19))
 	w.calls("node 203.0.113.2 [203.0.113.2]", "unmap blue 02:00:00:00:00:0b", "map blue 02:00:00:00:00:13 [10.42.0.19] 203.0.113.2")
-	if got, want := places(w.v), []string{"192.0.2.3=2001:db8::3,192.0.2.3", "203.0.113.2=203.0.113.2"}; !slices.Equal(got, want) {
+	if got, want := places(w.v), []string{"203.0.113.2=203.0.113.2", "2001:db8::3=2001:db8::3,192.0.2.3"}; !slices.Equal(got, want) {
 		t.Errorf("stated %q, want %q", got, want)
 	}
 	// This node's own name.

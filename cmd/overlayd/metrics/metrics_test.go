@@ -226,7 +226,7 @@ overlayd_path_probes_total{result="lost"} 2
 # TYPE overlayd_peer_candidate_reachable gauge
 overlayd_peer_candidate_reachable{peer="192.0.2.2",remote="192.0.2.2"} 0
 overlayd_peer_candidate_reachable{peer="192.0.2.2",remote="203.0.113.2"} 1
-# HELP overlayd_peer_candidate_rtt_seconds Smoothed round-trip time of probes to this address of the peer.
+# HELP overlayd_peer_candidate_rtt_seconds Least of the last few round-trip times of probes to this address of the peer.
 # TYPE overlayd_peer_candidate_rtt_seconds gauge
 overlayd_peer_candidate_rtt_seconds{peer="192.0.2.2",remote="203.0.113.2"} 0.0015
 # HELP overlayd_peer_candidate_used Whether datagrams to the peer go to this address.

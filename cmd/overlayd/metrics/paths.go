@@ -35,7 +35,7 @@ func newPaths(desc func(name, help string, labels ...string) *prometheus.Desc) p
 
 		candidateReachable: desc("peer_candidate_reachable", "Whether this address of the peer answers probes.", "peer", "remote"),
 		candidateUsed:      desc("peer_candidate_used", "Whether datagrams to the peer go to this address.", "peer", "remote"),
-		rtt:                desc("peer_candidate_rtt_seconds", "Smoothed round-trip time of probes to this address of the peer.", "peer", "remote"),
+		rtt:                desc("peer_candidate_rtt_seconds", "Least of the last few round-trip times of probes to this address of the peer.", "peer", "remote"),
 
 		sent:          desc("path_probes_sent_total", "Path probes sent."),
 		probes:        desc("path_probes_total", "Path probes, by what came of them; those under way are not in it.", "result"),

@@ -159,6 +159,22 @@ func Setting(t testing.TB, name, value string) {
 	Must(t, os.WriteFile("/proc/sys/"+name, []byte(value), 0))
 }
 
+// Believed returns the MTU that the kernel goes by towards an address, with what it was told by ICMP messages.
+func Believed(t testing.TB, to netip.Addr) int {
+	t.Helper()
+	routes, err := netlink.RouteGet(to.AsSlice())
+	Must(t, err)
+	if len(routes) != 1 {
+		t.Fatalf("%d routes to %v", len(routes), to)
+	}
+	if routes[0].MTU > 0 {
+		return routes[0].MTU
+	}
+	l, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	Must(t, err)
+	return l.Attrs().MTU
+}
+
 // UDP opens a UDP socket in the namespace that the test is in.
 func UDP(t testing.TB, a netip.AddrPort) *net.UDPConn {
 	t.Helper()
