@@ -51,7 +51,8 @@ The MTU is that of an interface on the network, in bytes. Unless it is fixed by
 	f.StringSliceVar(&req.Gateways, "gateway", nil, "`address` in a subnet for the default route (default: no default route)")
 	f.Uint32Var(&req.Vni, "vni", 0, "VXLAN network identifier, 1 to 16777215 (default: one that is free)")
 	f.Uint32Var(&req.Mtu, "mtu", 0, "largest IP packet in `bytes` (default: derived from the underlay)")
-	for _, name := range []string{"subnet", "gateway", "vni", "mtu"} {
+	f.Uint32Var(&req.Mss, "mss", 0, "most payload of a TCP segment in `bytes`, to which connections are lowered (default: what each path leaves)")
+	for _, name := range []string{"subnet", "gateway", "vni", "mtu", "mss"} {
 		completeFlag(cmd, name, completeNothing())
 	}
 	a.addOutput(cmd)
@@ -195,6 +196,9 @@ func (a *app) printNetwork(n *overlaydv1.ClusterNetwork) error {
 		p.add("MTU", "derived from the underlay")
 	} else {
 		p.add("MTU", "%d (fixed)", n.GetMtu())
+	}
+	if n.GetMss() != 0 {
+		p.add("MSS", "%d at most (fixed)", n.GetMss())
 	}
 	p.add("endpoints", "%s", count(n.GetEndpoints()))
 	if n.GetCreated() != nil {

@@ -102,7 +102,10 @@ func checkCreateNetwork(req *overlaydv1.CreateNetworkRequest) error {
 	if req.Gateways, err = checkGateways("gateways", req.Gateways, subnets); err != nil {
 		return err
 	}
-	return checkMTU("mtu", req.Mtu, subnets)
+	if err := checkMTU("mtu", req.Mtu, subnets); err != nil {
+		return err
+	}
+	return checkMSS("mss", req.Mss, req.Mtu)
 }
 
 func checkGetNetwork(req *overlaydv1.GetNetworkRequest) error {

@@ -76,7 +76,7 @@ func (n *node) digest() uint64 {
 func (n *network) digest() uint64 {
 	m := n.msg
 	return make(form, 0, 256).text("network").number(n.id).text(m.Name).number(uint64(m.Vni)).texts(m.Subnets).texts(m.Gateways).
-		number(uint64(m.Mtu)).number(m.Index).time(m.Created).sum()
+		number(uint64(m.Mtu)).number(uint64(m.Mss)).number(m.Index).time(m.Created).sum()
 }
 
 func (e *endpoint) digest() uint64 {

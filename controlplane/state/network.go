@@ -77,12 +77,15 @@ func parseNetwork(m *statev1.Network) (*network, *refusal) {
 	if bad := checkMTU(m.Mtu, subnets); bad != nil {
 		return nil, bad
 	}
+	if bad := checkMSS(m.Mss, m.Mtu); bad != nil {
+		return nil, bad
+	}
 	created, bad := checkTime("created", m.Created)
 	if bad != nil {
 		return nil, bad
 	}
 	n := &network{id: id, subnets: subnets, msg: &statev1.Network{
-		Id: m.Id, Name: m.Name, Vni: m.Vni, Mtu: m.Mtu, Index: m.Index, Created: created,
+		Id: m.Id, Name: m.Name, Vni: m.Vni, Mtu: m.Mtu, Mss: m.Mss, Index: m.Index, Created: created,
 	}}
 	for _, s := range subnets {
 		n.msg.Subnets = append(n.msg.Subnets, s.prefix.String())
@@ -170,6 +173,25 @@ func checkMTU(n uint32, subnets []subnet) *refusal {
 	most, err := mtu.OverlayOf(math.MaxUint16, mtu.IPv4)
 	if err != nil || int64(n) < int64(least) || int64(n) > int64(most) {
 		return invalid("mtu", "%d is out of range: choose from %d to %d for these subnets, or 0 to have it derived from the underlay", n, least, most)
+	}
+	return nil
+}
+
+// leastMSS is what Linux takes for the least that a peer can mean (TCP_MIN_MSS), in bytes.
+const leastMSS = 88
+
+// checkMSS looks at an MSS that the operator fixes, which has to fit into an MTU that is fixed too.
+func checkMSS(n, fixedMTU uint32) *refusal {
+	if n == 0 {
+		return nil
+	}
+	largest, err := mtu.OverlayOf(math.MaxUint16, mtu.IPv4)
+	most := mtu.MSSOf(largest, mtu.IPv4)
+	if err != nil || int64(n) < leastMSS || int64(n) > int64(most) {
+		return invalid("mss", "%d is out of range: choose from %d to %d, or 0 to have it follow what each path leaves", n, leastMSS, most)
+	}
+	if fits := mtu.MSSOf(mtu.OverlayMTU(fixedMTU), mtu.IPv4); fixedMTU != 0 && int64(n) > int64(fits) {
+		return invalid("mss", "%d does not fit: an mtu of %d leaves %d at most; choose that or less, or 0", n, fixedMTU, fits)
 	}
 	return nil
 }

@@ -8,7 +8,7 @@ import (
 
 func (c *command) createNetwork(k *statev1.CreateNetwork) *refusal {
 	m := &statev1.Network{
-		Name: k.Name, Vni: k.Vni, Subnets: k.Subnets, Gateways: k.Gateways, Mtu: k.Mtu, Index: c.index, Created: c.time,
+		Name: k.Name, Vni: k.Vni, Subnets: k.Subnets, Gateways: k.Gateways, Mtu: k.Mtu, Mss: k.Mss, Index: c.index, Created: c.time,
 		Id: formatID(c.newID("network", func(id uint64) bool { return c.segments[id] != nil })),
 	}
 	// What was asked for is checked before anything is allocated, so that a full pool hides no mistake.
@@ -21,6 +21,9 @@ func (c *command) createNetwork(k *statev1.CreateNetwork) *refusal {
 			return invalid("gateways", "there is no subnet that they could be in: give subnets too")
 		}
 		if bad := checkMTU(m.Mtu, nil); bad != nil {
+			return bad
+		}
+		if bad := checkMSS(m.Mss, m.Mtu); bad != nil {
 			return bad
 		}
 		n, p, ok := c.alloc.findSubnet()

@@ -346,7 +346,7 @@ func (f *Follower) settleUp(id string, n *network) error {
 			}
 		}
 		if err := f.vtep.AddNetwork(vtep.Network{
-			Name: n.state.Name, VNI: addr.VNI(n.state.Vni), Peers: peers, MTU: mtu.OverlayMTU(n.state.Mtu),
+			Name: n.state.Name, VNI: addr.VNI(n.state.Vni), Peers: peers, MTU: mtu.OverlayMTU(n.state.Mtu), MSS: mtu.MSS(n.state.Mss),
 			Mappings: slices.Collect(maps.Values(mappings)), Gateways: gateways(n.state), Sandbox: true, Isolate: true,
 		}); err != nil {
 			return err

@@ -48,6 +48,18 @@ func (w *world) hold(id, network string) {
 	w.attached[id] = &attachment{ID: id, Network: network, NetNS: "/proc/self/ns/net", Confirmed: true, VNI: 42}
 }
 
+// What an operator fixes of a network's sizes gets to the VTEP.
+func TestFixedSizes(t *testing.T) {
+	w := newWorld(t)
+	w.hold("e0", "n1")
+	d := segment("n1", "blue", 42)
+	d.Network.Mtu, d.Network.Mss = 1400, 1300
+	w.tell(true, node(w.self, "192.0.2.1"), d, end("e0", "n1", w.self, 10))
+	if n := w.v.networks["blue"]; n == nil || n.MTU != 1400 || n.MSS != 1300 {
+		t.Errorf("the VTEP has %+v", n)
+	}
+}
+
 // started has this host and two others, and an endpoint on each.
 func started(t *testing.T) *world {
 	w := newWorld(t)

@@ -26,7 +26,7 @@ func (s *Service) networkNamed(field, name string) (*statev1.Network, error) {
 
 func (s *Service) showNetwork(n *statev1.Network) *overlaydv1.ClusterNetwork {
 	return &overlaydv1.ClusterNetwork{
-		Id: n.Id, Name: n.Name, Vni: n.Vni, Subnets: n.Subnets, Gateways: n.Gateways, Mtu: n.Mtu,
+		Id: n.Id, Name: n.Name, Vni: n.Vni, Subnets: n.Subnets, Gateways: n.Gateways, Mtu: n.Mtu, Mss: n.Mss,
 		Endpoints: uint64(len(s.cp.Tables().Endpoints(n.Id, ""))), Created: n.Created,
 	}
 }
@@ -50,7 +50,7 @@ func (s *Service) CreateNetwork(ctx context.Context, req *overlaydv1.CreateNetwo
 		return nil, err
 	}
 	res, err := s.cp.Propose(ctx, &statev1.Command{Kind: &statev1.Command_CreateNetwork{CreateNetwork: &statev1.CreateNetwork{
-		Name: req.Name, Vni: req.Vni, Subnets: req.Subnets, Gateways: req.Gateways, Mtu: req.Mtu,
+		Name: req.Name, Vni: req.Vni, Subnets: req.Subnets, Gateways: req.Gateways, Mtu: req.Mtu, Mss: req.Mss,
 	}}})
 	if err != nil {
 		return nil, known(err)

@@ -108,7 +108,7 @@ func (c *Cluster) CreateNetwork(_ context.Context, req *overlaydv1.CreateNetwork
 		return nil, api.Errorf(api.Exists, "name", "the network %s has that name; choose another one", other.Id)
 	}
 	n := &overlaydv1.ClusterNetwork{
-		Id: c.id(), Name: req.Name, Vni: req.Vni, Subnets: req.Subnets, Gateways: req.Gateways, Mtu: req.Mtu, Created: timestamppb.New(c.now),
+		Id: c.id(), Name: req.Name, Vni: req.Vni, Subnets: req.Subnets, Gateways: req.Gateways, Mtu: req.Mtu, Mss: req.Mss, Created: timestamppb.New(c.now),
 	}
 	if n.Vni == 0 {
 		n.Vni = 4096 + uint32(len(c.c.Networks))

@@ -1210,6 +1210,7 @@ type CreateNetworkRequest struct {
 	Subnets       []string               `protobuf:"bytes,3,rep,name=subnets,proto3" json:"subnets,omitempty"`   // as CIDR, at most one IPv4 and one IPv6; none = a free IPv4 /24
 	Gateways      []string               `protobuf:"bytes,4,rep,name=gateways,proto3" json:"gateways,omitempty"` // at most one in each subnet; a subnet without one has no default route
 	Mtu           uint32                 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`          // bytes of the largest inner IP packet; 0 = derived from the underlay
+	Mss           uint32                 `protobuf:"varint,6,opt,name=mss,proto3" json:"mss,omitempty"`          // most payload of a TCP segment in bytes, to which connections are lowered; 0 = what each path leaves
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1279,6 +1280,13 @@ func (x *CreateNetworkRequest) GetMtu() uint32 {
 	return 0
 }
 
+func (x *CreateNetworkRequest) GetMss() uint32 {
+	if x != nil {
+		return x.Mss
+	}
+	return 0
+}
+
 type CreateNetworkResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       *ClusterNetwork        `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
@@ -1342,6 +1350,7 @@ type ClusterNetwork struct {
 	Mtu           uint32                 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`             // bytes, as fixed by the operator; 0 = derived from the underlay
 	Endpoints     uint64                 `protobuf:"varint,7,opt,name=endpoints,proto3" json:"endpoints,omitempty"` // on all nodes
 	Created       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created,proto3" json:"created,omitempty"`
+	Mss           uint32                 `protobuf:"varint,9,opt,name=mss,proto3" json:"mss,omitempty"` // bytes, as fixed by the operator; 0 = what each path leaves
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1430,6 +1439,13 @@ func (x *ClusterNetwork) GetCreated() *timestamppb.Timestamp {
 		return x.Created
 	}
 	return nil
+}
+
+func (x *ClusterNetwork) GetMss() uint32 {
+	if x != nil {
+		return x.Mss
+	}
+	return 0
 }
 
 type ListClusterNetworksRequest struct {
@@ -2717,16 +2733,17 @@ const file_overlayd_v1_cluster_proto_rawDesc = "" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x14\n" +
-	"\x12RemoveNodeResponse\"\x84\x01\n" +
+	"\x12RemoveNodeResponse\"\x96\x01\n" +
 	"\x14CreateNetworkRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x18\n" +
 	"\asubnets\x18\x03 \x03(\tR\asubnets\x12\x1a\n" +
 	"\bgateways\x18\x04 \x03(\tR\bgateways\x12\x10\n" +
-	"\x03mtu\x18\x05 \x01(\rR\x03mtu\"j\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x10\n" +
+	"\x03mss\x18\x06 \x01(\rR\x03mss\"j\n" +
 	"\x15CreateNetworkResponse\x125\n" +
 	"\anetwork\x18\x01 \x01(\v2\x1b.overlayd.v1.ClusterNetworkR\anetwork\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xe2\x01\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xf4\x01\n" +
 	"\x0eClusterNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -2735,7 +2752,8 @@ const file_overlayd_v1_cluster_proto_rawDesc = "" +
 	"\bgateways\x18\x05 \x03(\tR\bgateways\x12\x10\n" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x1c\n" +
 	"\tendpoints\x18\a \x01(\x04R\tendpoints\x124\n" +
-	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\x1c\n" +
+	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x10\n" +
+	"\x03mss\x18\t \x01(\rR\x03mss\"\x1c\n" +
 	"\x1aListClusterNetworksRequest\"V\n" +
 	"\x1bListClusterNetworksResponse\x127\n" +
 	"\bnetworks\x18\x01 \x03(\v2\x1b.overlayd.v1.ClusterNetworkR\bnetworks\"-\n" +

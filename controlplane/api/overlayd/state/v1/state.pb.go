@@ -197,6 +197,7 @@ type Network struct {
 	Mtu           uint32                 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`          // overlay MTU in bytes; 0 = derived from the underlay
 	Index         uint64                 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`      // of the Raft entry that last changed it
 	Created       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created,proto3" json:"created,omitempty"`
+	Mss           uint32                 `protobuf:"varint,9,opt,name=mss,proto3" json:"mss,omitempty"` // most payload of a TCP segment in bytes; 0 = what the paths leave
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -285,6 +286,13 @@ func (x *Network) GetCreated() *timestamppb.Timestamp {
 		return x.Created
 	}
 	return nil
+}
+
+func (x *Network) GetMss() uint32 {
+	if x != nil {
+		return x.Mss
+	}
+	return 0
 }
 
 // Node is one host that runs overlayd.
@@ -1128,6 +1136,7 @@ type CreateNetwork struct {
 	Subnets       []string               `protobuf:"bytes,3,rep,name=subnets,proto3" json:"subnets,omitempty"`
 	Gateways      []string               `protobuf:"bytes,4,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	Mtu           uint32                 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Mss           uint32                 `protobuf:"varint,6,opt,name=mss,proto3" json:"mss,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1193,6 +1202,13 @@ func (x *CreateNetwork) GetGateways() []string {
 func (x *CreateNetwork) GetMtu() uint32 {
 	if x != nil {
 		return x.Mtu
+	}
+	return 0
+}
+
+func (x *CreateNetwork) GetMss() uint32 {
+	if x != nil {
+		return x.Mss
 	}
 	return 0
 }
@@ -2419,7 +2435,7 @@ var File_overlayd_state_v1_state_proto protoreflect.FileDescriptor
 
 const file_overlayd_state_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1doverlayd/state/v1/state.proto\x12\x11overlayd.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x01\n" +
+	"\x1doverlayd/state/v1/state.proto\x12\x11overlayd.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x01\n" +
 	"\aNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -2428,7 +2444,8 @@ const file_overlayd_state_v1_state_proto_rawDesc = "" +
 	"\bgateways\x18\x05 \x03(\tR\bgateways\x12\x10\n" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x14\n" +
 	"\x05index\x18\a \x01(\x04R\x05index\x124\n" +
-	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\x86\x03\n" +
+	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x10\n" +
+	"\x03mss\x18\t \x01(\rR\x03mss\"\x86\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -2505,13 +2522,14 @@ const file_overlayd_state_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"RemoveNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"}\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x8f\x01\n" +
 	"\rCreateNetwork\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x18\n" +
 	"\asubnets\x18\x03 \x03(\tR\asubnets\x12\x1a\n" +
 	"\bgateways\x18\x04 \x03(\tR\bgateways\x12\x10\n" +
-	"\x03mtu\x18\x05 \x01(\rR\x03mtu\"\x1f\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x10\n" +
+	"\x03mss\x18\x06 \x01(\rR\x03mss\"\x1f\n" +
 	"\rRemoveNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xac\x01\n" +
 	"\vAddEndpoint\x12\x18\n" +
