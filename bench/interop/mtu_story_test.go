@@ -57,7 +57,7 @@ func told(t *testing.T, name string) lab.Scenario {
 // TestMTUStories goes through what "overlayctl lab run" shows.
 func TestMTUStories(t *testing.T) {
 	root(t)
-	for _, name := range []string{"narrow-hop", "shrink", "mtu-live", "floating"} {
+	for _, name := range []string{"narrow-hop", "shrink", "mtu-live", "floating", "kernel-narrow"} {
 		t.Run(name, func(t *testing.T) { tell(t, told(t, name)) })
 	}
 }
