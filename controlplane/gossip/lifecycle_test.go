@@ -96,7 +96,7 @@ func TestGraceInSmallClusters(t *testing.T) {
 					died = died || slices.Contains(n.eventsOf(idOf(j)), gossip.Dead)
 				}
 				if got := n.in(gossip.Alive); got != 3 {
-					t.Errorf("node %d has %d members after the stall, want 3", i, got)
+					t.Errorf("suspicion %v: node %d has %d members after the stall, want 3: %v", suspicion, i, got, n.Members())
 				}
 			}
 			if want := suspicion != 0; died != want {

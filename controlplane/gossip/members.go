@@ -59,8 +59,10 @@ const (
 // members is what this node knows of all. memberlist tells who comes and goes while it holds its lock, so nothing
 // here calls back; the rest is read off the parts that it sends and receives.
 //
-// memberlist sends everything on that it takes for new, so what goes out is what it believes. The exception
-// is a farewell, which is looked for in what comes in as well: in a cluster of two there is nobody to send it on to.
+// memberlist sends everything on that it takes for new, so what goes out is what it believes. Two things are looked
+// for in what comes in as well: farewells, as in a cluster of two there is nobody to send one on to, and life
+// signs, as memberlist v0.7.0 may lose one that it is to send on: its queue numbers messages from the start whenever
+// it is empty, and of two with the same number, length and age the newer one replaces the other.
 type members struct {
 	self    string
 	changed chan struct{} // holds one token if something is to be reported
@@ -165,17 +167,15 @@ func (m *members) sent(part []byte) {
 			m.set(v.node, n, Suspect)
 		}
 	case partAlive:
-		if n.state == Suspect && v.incarnation > n.suspected {
-			m.set(v.node, n, Alive)
-		}
+		m.contradicted(v, n)
 	case partDead:
 		m.said(v, n)
 	}
 }
 
-// received takes up farewells.
+// received takes up farewells and life signs.
 func (m *members) received(part []byte) {
-	if len(part) == 0 || part[0] != partDead {
+	if len(part) == 0 || part[0] != partDead && part[0] != partAlive {
 		return
 	}
 	v, ok := parseNotice(part)
@@ -184,8 +184,21 @@ func (m *members) received(part []byte) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if n := m.nodes[v.node]; n != nil {
+	n := m.nodes[v.node]
+	switch {
+	case n == nil:
+	case v.part == partAlive:
+		m.contradicted(v, n)
+	default:
 		m.said(v, n)
+	}
+}
+
+// contradicted ends a suspicion that is older than a life sign. The lock must be held.
+func (m *members) contradicted(v notice, n *node) {
+	if n.state == Suspect && v.incarnation > n.suspected {
+		n.incarnation = max(n.incarnation, v.incarnation)
+		m.set(v.node, n, Alive)
 	}
 }
 
