@@ -71,9 +71,8 @@ func TestTunnelGSOFollowsTheDevice(t *testing.T) {
 			t.Errorf("feature %+v", f)
 		}
 	}
-	for i, h := range hosts {
-		n := h.network()
-		conserved(t, []string{"here", "there"}[i], n.Counters)
+	for _, h := range hosts {
+		h.settled()
 	}
 }
 

@@ -108,16 +108,32 @@ func (p *pair) stream(t *testing.T) {
 	}
 }
 
-// conserved checks the law of the counters.
+// inAndOut returns the two sides of the law of the counters.
+func inAndOut(c Counters) (in, out uint64) {
+	out = c.TAPOut.Frames + c.UnderlayOut.Frames
+	for _, n := range c.Drops {
+		out += n
+	}
+	return c.TAPIn.Frames + c.UnderlayIn.Frames + c.Created, out
+}
+
+// conserved checks the law of the counters of a VTEP that has been stopped: others have frames in hand, see
+// settled.
 func conserved(t *testing.T, who string, c Counters) {
 	t.Helper()
-	drops := uint64(0)
-	for _, n := range c.Drops {
-		drops += n
-	}
-	if in, out := c.TAPIn.Frames+c.UnderlayIn.Frames+c.Created, c.TAPOut.Frames+c.UnderlayOut.Frames+drops; in != out {
+	if in, out := inAndOut(c); in != out {
 		t.Errorf("%s: %d frames in, %d out: %+v", who, in, out, c)
 	}
+}
+
+// settled awaits that the law of the counters holds at a VTEP that runs. The kernel sends frames of its own,
+// such as solicitations of routers, whenever it likes.
+func (h *host) settled() {
+	h.t.Helper()
+	linktest.Await(h.t, "frames in = frames out + drops", func() bool {
+		in, out := inAndOut(h.network().Counters)
+		return in == out
+	})
 }
 
 // Whatever is off, the overlay works, and says what is off.
