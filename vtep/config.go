@@ -3,6 +3,7 @@ package vtep
 import (
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/mtu"
@@ -12,8 +13,11 @@ import (
 type Config struct {
 	Underlay Underlay
 	Networks []Network
-	Disable  []string     // names of features that are to stay off; see FeatureNames
-	Queues   int          // TAP queues a network, and receive sockets an underlay address; 0 = chosen by the number of CPUs
+	Disable  []string // names of features that are to stay off; see FeatureNames
+	Queues   int      // workers, each with queues of its own of each TAP and underlay address; 0 = chosen by the number of CPUs
+	// BusyPoll is how long a worker that has nothing to do looks again and again before it sleeps, if it is
+	// likely that something comes; at most 10 ms. 0 = it sleeps at once.
+	BusyPoll time.Duration
 	Log      *slog.Logger // nil = slog.Default()
 }
 

@@ -13,6 +13,7 @@ const (
 	FeatureTAPTSO        = "tap-tso"             // TCP superframes at the TAP
 	FeatureTAPUSO        = "tap-uso"             // UDP superframes at the TAP
 	FeatureTAPMultiqueue = "tap-multiqueue"      // several queues a TAP
+	FeatureFairQueues    = "fair-queues"         // several queues a worker, over which flows are spread
 	FeatureUDPGSO        = "udp-gso"             // UDP_SEGMENT
 	FeatureUDPGRO        = "udp-gro"             // UDP_GRO
 	FeatureUDPBatch      = "udp-batch"           // recvmmsg and sendmmsg with more than one message
@@ -26,7 +27,7 @@ const (
 // FeatureNames returns the names of all features, in the order in which they are listed.
 func FeatureNames() []string {
 	return []string{
-		FeatureTAPVNet, FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue,
+		FeatureTAPVNet, FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue, FeatureFairQueues,
 		FeatureUDPGSO, FeatureUDPGRO, FeatureUDPBatch, FeatureSourcePorts, FeatureGSOMaxSize,
 		FeatureTunnelGSO, FeaturePathProbes, FeaturePortGuard,
 	}

@@ -302,6 +302,7 @@ type host struct {
 	out    *json.Decoder
 	kill   func() // as kill -9 does
 	killed *atomic.Bool
+	signal func(os.Signal) error
 }
 
 // startHost starts a child in the namespace that the test is in.
@@ -324,7 +325,7 @@ func startHost(t *testing.T) *host {
 			t.Errorf("the child: %v", err)
 		}
 	})
-	return &host{t: t, in: json.NewEncoder(in), out: json.NewDecoder(out), kill: func() { killed.Store(true); cmd.Process.Kill() }, killed: killed}
+	return &host{t: t, in: json.NewEncoder(in), out: json.NewDecoder(out), kill: func() { killed.Store(true); cmd.Process.Kill() }, killed: killed, signal: cmd.Process.Signal}
 }
 
 // ask has the child do something and returns what came of it.

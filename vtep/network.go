@@ -24,9 +24,12 @@ const (
 	// maxLearned bounds what one network learns, so that a host that makes up addresses cannot take all
 	// memory: 2 MB.
 	maxLearned = 65536
-	// queueLength is how many frames wait at the TAP before the kernel drops. At its default of 500 one
+	// queueLength is how many frames wait in one queue of a TAP before the kernel drops. At its default of 500 one
 	// burst of a fast sender overruns it.
-	queueLength = 10000
+	queueLength = 4096
+	// lanes is how many queues of a TAP, and sockets of an underlay address, a worker reads in turn. A flow
+	// waits behind the others of its lane and no longer than a batch of each other lane.
+	lanes = 8
 	// sandboxTAP is the name of the TAP in a sandbox, where nobody else chooses names.
 	sandboxTAP = "tap0"
 	// floodRate is how many frames a second are replicated in a network with a sandbox, unless stated. ARP and ND,
@@ -114,11 +117,12 @@ func (n *network) closePort() error {
 
 func (v *VTEP) openTAP(name string) (*tap.Device, error) {
 	t := tap.Config{
-		Name:   name,
-		Queues: v.cfg.Queues,
-		VNet:   v.features.on(FeatureTAPVNet),
-		TSO:    v.features.on(FeatureTAPTSO),
-		USO:    v.features.on(FeatureTAPUSO),
+		Name:    name,
+		Queues:  v.cfg.Queues * v.lanes(),
+		Readers: v.cfg.Queues,
+		VNet:    v.features.on(FeatureTAPVNet),
+		TSO:     v.features.on(FeatureTAPTSO),
+		USO:     v.features.on(FeatureTAPUSO),
 	}
 	if !v.features.on(FeatureTAPMultiqueue) {
 		t.Queues = 1
@@ -144,6 +148,14 @@ func (v *VTEP) openTAP(name string) (*tap.Device, error) {
 	return dev, nil
 }
 
+// lanes returns how many queues and sockets a worker reads of each kind.
+func (v *VTEP) lanes() int {
+	if v.features.on(FeatureFairQueues) {
+		return max(1, min(lanes, tap.MaxQueues/v.cfg.Queues))
+	}
+	return 1
+}
+
 // isTaken reports whether err means that there is an interface of this name.
 func isTaken(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) }
 
@@ -151,7 +163,7 @@ func isTaken(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(er
 func (v *VTEP) noteMissing(dev *tap.Device) {
 	if dev.Backend == "water" {
 		why := errors.New("needs " + FeatureTAPVNet)
-		for _, f := range []string{FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue, FeatureGSOMaxSize} {
+		for _, f := range []string{FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue, FeatureFairQueues, FeatureGSOMaxSize} {
 			v.features.missing(f, why)
 		}
 		return
@@ -159,6 +171,10 @@ func (v *VTEP) noteMissing(dev *tap.Device) {
 	v.features.missing(FeatureTAPTSO, dev.Missing["tso"])
 	v.features.missing(FeatureTAPUSO, dev.Missing["uso"])
 	v.features.missing(FeatureTAPMultiqueue, dev.Missing["multiqueue"])
+	v.features.missing(FeatureFairQueues, dev.Missing["steering"])
+	if !v.features.on(FeatureTAPMultiqueue) {
+		v.features.missing(FeatureFairQueues, errors.New("needs "+FeatureTAPMultiqueue))
+	}
 	if !dev.Offload.TSO {
 		v.features.missing(FeatureTAPUSO, errors.New("needs "+FeatureTAPTSO))
 		v.features.missing(FeatureGSOMaxSize, errors.New("needs "+FeatureTAPTSO))

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -169,11 +170,11 @@ func TestNewMakesAndCloseRemoves(t *testing.T) {
 	if dev, ok := link.HasAddress(overlay(0)); !ok || dev != "blue0" {
 		t.Errorf("%v is an address of %q", overlay(0), dev)
 	}
-	if n := len(ports(t)) - len(socks); n != 2*(2+sourcePorts) {
+	if n := len(ports(t)) - len(socks); n != 2*(2*lanes+sourcePorts) {
 		t.Errorf("%d sockets", n)
 	}
 	all := v.Networks()
-	if len(all) != 2 || all[0].Name != "blue" || all[1].Name != "red" || all[1].MTU != 1300 || all[1].MTUDerived || all[0].Queues != 2 {
+	if len(all) != 2 || all[0].Name != "blue" || all[1].Name != "red" || all[1].MTU != 1300 || all[1].MTUDerived || all[0].Queues != 2*lanes {
 		t.Errorf("networks %+v", all)
 	}
 	if peers := v.Peers(); len(peers) != 2 || peers[0].Address != underlays["IPv4"][1] || peers[1].Address != underlays["IPv6"][1] || peers[1].Overhead != 70 || !peers[0].Heard.IsZero() {
@@ -278,12 +279,13 @@ func TestConfigErrors(t *testing.T) {
 	}{
 		"TTL":               {func(c *Config) { c.Underlay.TTL = 256 }, "underlay.ttl", "256"},
 		"negative TTL":      {func(c *Config) { c.Underlay.TTL = -1 }, "underlay.ttl", "-1"},
+		"busy poll":         {func(c *Config) { c.BusyPoll = 11 * time.Millisecond }, "busy_poll", "11ms"},
 		"queues":            {func(c *Config) { c.Queues = 65 }, "queues", "65"},
 		"feature":           {func(c *Config) { c.Disable = []string{FeatureUDPGRO, "speed"} }, "disable[1]", `"speed"`},
 		"address twice":     {func(c *Config) { c.Underlay.Addresses = append(c.Underlay.Addresses, underlays["IPv4"][0]) }, "underlay.addresses[1]", "twice"},
 		"peer second own":   {func(c *Config) { c.Underlay.Addresses = append(c.Underlay.Addresses, underlays["IPv4"][1]) }, "networks[0].peers[0]", "own"},
-		"MSS":               {func(c *Config) { c.Networks[1].MSS = 47 }, "networks[1].mss", "47"},
-		"large MSS":         {func(c *Config) { c.Networks[1].MSS = 65496 }, "networks[1].mss", "65496"},
+		"MSS":               {func(c *Config) { c.Networks[1].MSS = 87 }, "networks[1].mss", "87 is out of range"},
+		"large MSS":         {func(c *Config) { c.Networks[1].MSS = 65446 }, "networks[1].mss", "65446"},
 		"MSS above the MTU": {func(c *Config) { c.Networks[1].MTU, c.Networks[1].MSS = 1300, 1261 }, "networks[1].mss", "1260"},
 		"no address":        {func(c *Config) { c.Underlay.Addresses[0] = netip.Addr{} }, "underlay.addresses[0]", "missing"},
 		"any address":       {func(c *Config) { c.Underlay.Addresses[0] = netip.IPv4Unspecified() }, "underlay.addresses[0]", "one host"},

@@ -55,8 +55,8 @@ func (v *VTEP) Run(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
-// startWorkers makes the workers, deals the descriptors out to them and sets them going: queue i of every TAP and
-// receiver i of every endpoint go to worker i. On error it returns those that were made and does not start any.
+// startWorkers makes the workers, deals the descriptors out to them and sets them going: of n workers, queue i of every TAP and
+// receiver i of every endpoint go to worker i modulo n. On error it returns those that were made and does not start any.
 func (v *VTEP) startWorkers(g *errgroup.Group) ([]*worker, error) {
 	v.change.Lock()
 	defer v.change.Unlock()
@@ -73,7 +73,7 @@ func (v *VTEP) startWorkers(g *errgroup.Group) ([]*worker, error) {
 			}
 		}
 		for _, e := range v.endpoints {
-			if err := w.add(w.newInlet(e, i)); err != nil {
+			if err := w.listen(e); err != nil {
 				return workers, err
 			}
 		}
@@ -157,7 +157,7 @@ func (v *VTEP) followAddresses() {
 		return
 	}
 	for _, e := range opened {
-		if err := v.onWorkers(func(w *worker) error { return w.add(w.newInlet(e, w.index)) }); err != nil {
+		if err := v.onWorkers(func(w *worker) error { return w.listen(e) }); err != nil {
 			v.log.Error("the new underlay address cannot be received from", "address", e.Local, "error", err)
 			continue
 		}
@@ -172,7 +172,7 @@ func (v *VTEP) followAddresses() {
 
 // retire closes e once no worker reads from it any more. Nobody sends through it: see moveEndpoints.
 func (v *VTEP) retire(e *underlay.Endpoint) error {
-	err := v.onWorkers(func(w *worker) error { return w.remove(e.Receivers[w.index].FD()) })
+	err := v.onWorkers(func(w *worker) error { return w.deafen(e) })
 	v.retired.Add(e.Overflow())
 	return errors.Join(err, e.Close())
 }

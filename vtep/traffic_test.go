@@ -159,7 +159,10 @@ func TestTrafficWithEachFeatureOff(t *testing.T) {
 					h.tell("stop")
 					n := h.network()
 					conserved(t, n.Name, n.Counters)
-					backend, queues := "vnet", 2
+					backend, queues := "vnet", 2*lanes
+					if slices.Contains(off, FeatureFairQueues) {
+						queues = 2
+					}
 					if slices.Contains(off, FeatureTAPMultiqueue) {
 						queues = 1
 					}
@@ -209,6 +212,7 @@ func checkFeatures(t *testing.T, features []Feature, off []string) {
 		FeatureTAPTSO:        {FeatureTAPVNet},
 		FeatureTAPUSO:        {FeatureTAPVNet, FeatureTAPTSO},
 		FeatureTAPMultiqueue: {FeatureTAPVNet},
+		FeatureFairQueues:    {FeatureTAPVNet, FeatureTAPMultiqueue},
 		FeatureGSOMaxSize:    {FeatureTAPVNet, FeatureTAPTSO},
 		FeatureTunnelGSO:     {FeatureTAPVNet, FeatureTAPTSO},
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/mtu"
@@ -18,14 +19,11 @@ func (c *Config) validate() error {
 	if c.Queues < 0 || c.Queues > 64 {
 		return &ConfigError{"queues", fmt.Errorf("%d is out of range: choose 1 to 64, or leave it out", c.Queues)}
 	}
-	for i, a := range c.Underlay.Addresses {
-		field := fmt.Sprintf("underlay.addresses[%d]", i)
-		if err := unicast(a); err != nil {
-			return &ConfigError{field, err}
-		}
-		if slices.Contains(c.Underlay.Addresses[:i], a) {
-			return &ConfigError{field, fmt.Errorf("%v stands there twice: remove one", a)}
-		}
+	if c.BusyPoll < 0 || c.BusyPoll > 10*time.Millisecond {
+		return &ConfigError{"busy_poll", fmt.Errorf("%v is out of range: choose 0 to 10ms", c.BusyPoll)}
+	}
+	if err := validateLocal(c.Underlay.Addresses); err != nil {
+		return err
 	}
 	names, devices, vnis := map[string]int{}, map[string]int{}, map[addr.VNI]int{}
 	for i := range c.Networks {
@@ -40,6 +38,20 @@ func (c *Config) validate() error {
 		}
 		if err := n.validate(at, c.Underlay.Addresses, nil); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// validateLocal checks the local underlay addresses.
+func validateLocal(addresses []netip.Addr) error {
+	for i, a := range addresses {
+		field := fmt.Sprintf("underlay.addresses[%d]", i)
+		if err := unicast(a); err != nil {
+			return &ConfigError{field, err}
+		}
+		if slices.Contains(addresses[:i], a) {
+			return &ConfigError{field, fmt.Errorf("%v stands there twice: remove one", a)}
 		}
 	}
 	return nil
@@ -96,16 +108,12 @@ func (n *Network) validate(at string, local []netip.Addr, nodes map[netip.Addr]N
 	return nil
 }
 
-// leastMSS is the smallest MSS that may be fixed. Linux, as it comes, does not go below it (net.ipv4.tcp_min_snd_mss).
-const leastMSS mtu.MSS = 48
-
 func (n *Network) validateMSS(at string) error {
-	const most = 65495 // of the largest IPv4 packet
-	if n.MSS != 0 && (n.MSS < leastMSS || n.MSS > most) {
-		return &ConfigError{at + "mss", fmt.Errorf("%d is out of range: choose %d to %d, or leave it out to have it follow the paths", n.MSS, leastMSS, most)}
+	if n.MSS == 0 {
+		return nil
 	}
-	if fits := mtu.MSSOf(n.MTU, mtu.IPv4); n.MTU != 0 && n.MSS > fits {
-		return &ConfigError{at + "mss", fmt.Errorf("%d is more than the %d that the network's fixed MTU of %d leaves: lower it, or leave it out", n.MSS, fits, n.MTU)}
+	if err := mtu.CheckMSS(int64(n.MSS), n.MTU); err != nil {
+		return &ConfigError{at + "mss", err}
 	}
 	return nil
 }

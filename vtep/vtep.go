@@ -282,7 +282,8 @@ func (v *VTEP) openEndpoint(a netip.Addr) (*underlay.Endpoint, error) {
 	c := underlay.Config{
 		Local: a, Port: v.cfg.Underlay.Port, TTL: v.cfg.Underlay.TTL,
 		Checksum:  v.cfg.Underlay.Checksum != ChecksumOff || a.Is6(),
-		Receivers: v.cfg.Queues,
+		Receivers: v.cfg.Queues * v.lanes(),
+		Readers:   v.cfg.Queues,
 		Sources:   v.buckets(),
 		GSO:       v.features.on(FeatureUDPGSO),
 		GRO:       v.features.on(FeatureUDPGRO),

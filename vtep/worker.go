@@ -46,7 +46,7 @@ type worker struct {
 }
 
 func newWorker(v *VTEP, index int) (*worker, error) {
-	set, err := poll.NewSet()
+	set, err := poll.NewSet(v.cfg.BusyPoll)
 	if err != nil {
 		return nil, err
 	}
@@ -120,14 +120,38 @@ func (w *worker) run() error {
 	}
 }
 
-// serve begins with n: to write to its TAP, and to read the worker's queue of it, if there is one.
+// serve begins with n: to write to its TAP, and to read the worker's queues of it, if there are any.
 func (w *worker) serve(n *network) error {
 	w.networks[n.fwd] = n
 	p := n.port.Load()
-	if p == nil || w.index >= len(p.Queues) {
+	if p == nil {
 		return nil
 	}
-	return w.add(w.newOutlet(n, p))
+	for i := w.index; i < len(p.Queues); i += w.v.cfg.Queues {
+		if err := w.add(w.newOutlet(n, p.Queues[i])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listen begins to receive at e.
+func (w *worker) listen(e *underlay.Endpoint) error {
+	for i := w.index; i < len(e.Receivers); i += w.v.cfg.Queues {
+		if err := w.add(w.newInlet(e, i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deafen ends receiving at e.
+func (w *worker) deafen(e *underlay.Endpoint) error {
+	var errs []error
+	for i := w.index; i < len(e.Receivers); i += w.v.cfg.Queues {
+		errs = append(errs, w.remove(e.Receivers[i].FD()))
+	}
+	return errors.Join(errs...)
 }
 
 // leave ends with n. What its TAP still holds is dealt with before: the interface is down, so that it comes to an
@@ -153,14 +177,13 @@ func (w *worker) unplug(n *network) error {
 type outlet struct {
 	w      *worker
 	n      *network
-	q      int
 	queue  tap.Queue
 	egress *forward.Egress
 }
 
-func (w *worker) newOutlet(n *network, p *port) *outlet {
+func (w *worker) newOutlet(n *network, q tap.Queue) *outlet {
 	return &outlet{
-		w: w, n: n, q: w.index, queue: p.Queues[w.index],
+		w: w, n: n, queue: q,
 		egress: forward.NewEgress(w.v.tables, n.fwd, w.v.samples, forward.Options{
 			Port: w.v.cfg.Underlay.Port, Buckets: w.v.buckets(), MaxSegments: underlay.MaxSegments,
 		}),
@@ -212,7 +235,7 @@ func (o *outlet) batch() (int, error) {
 	}
 	v.sendMu.RUnlock()
 	for i := range e.Answers {
-		outcome := v.write(o.n, o.q, &gro.Item{Pieces: e.Answers[i : i+1]})
+		outcome := v.write(o.n, o.w.index, &gro.Item{Pieces: e.Answers[i : i+1]})
 		e.ReportAnswer(e.Answers[i], outcome)
 	}
 	return k, nil

@@ -12,7 +12,7 @@ import (
 	"github.com/overlayd/overlayd/bench/load"
 )
 
-// TestOrder sends eight UDP flows at once through four queues and looks that each arrives in order and whole.
+// TestOrder sends eight UDP flows at once through the queues of four workers and looks that each arrives in order and whole.
 func TestOrder(t *testing.T) {
 	sc := scenario(lab.IPv4, lab.Overlayd, lab.Overlayd, lab.Kernel)
 	for i := range sc.Hosts {
@@ -20,8 +20,8 @@ func TestOrder(t *testing.T) {
 	}
 	l := up(t, sc)
 	for _, h := range []string{"h1", "h2"} {
-		if n := networksOf(t, l.Host(h).Socket()); n[0].Queues != 4 {
-			t.Fatalf("%s has %d queues, want 4", h, n[0].Queues)
+		if n := networksOf(t, l.Host(h).Socket()); n[0].Queues != 32 {
+			t.Fatalf("%s has %d queues, want 8 of each of 4 workers", h, n[0].Queues)
 		}
 	}
 	// What the veths do to the order is no matter of the overlay.

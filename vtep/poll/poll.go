@@ -3,6 +3,7 @@ package poll
 import (
 	"errors"
 	"fmt"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,12 +16,15 @@ const maxReady = 64
 type Set struct {
 	epoll  int
 	wake   int // eventfd
+	busy   time.Duration
+	quick  bool // the last wait was so short that it would have been worth not to sleep
 	events [maxReady]unix.EpollEvent
 	ready  [maxReady]int
 }
 
-// NewSet makes an empty set. It costs two file descriptors.
-func NewSet() (*Set, error) {
+// NewSet makes an empty set. It costs two file descriptors. busy is how long Wait looks again and again before it
+// sleeps; 0 = it sleeps at once.
+func NewSet(busy time.Duration) (*Set, error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("making an epoll instance: %w", err)
@@ -29,7 +33,7 @@ func NewSet() (*Set, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("making an eventfd: %w", err), unix.Close(epoll))
 	}
-	s := &Set{epoll: epoll, wake: wake}
+	s := &Set{epoll: epoll, wake: wake, busy: busy}
 	if err := s.Add(wake); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -57,7 +61,10 @@ func (s *Set) Remove(fd int) error {
 // the descriptors that are ready, which stay ready until they are read empty, and whether it was woken. The
 // slice is valid until the next Wait.
 func (s *Set) Wait() (ready []int, woken bool, err error) {
-	n, errno := s.briefly()
+	n, errno := s.busily()
+	if n == 0 && errno == 0 {
+		n, errno = s.briefly()
+	}
 	for n == 0 || errno == unix.EINTR {
 		n, err = unix.EpollWait(s.epoll, s.events[:], -1)
 		errno, _ = err.(unix.Errno)
@@ -79,12 +86,38 @@ func (s *Set) Wait() (ready []int, woken bool, err error) {
 	return ready, woken, nil
 }
 
+// busily looks for up to s.busy without sleeping: to wake a core that sleeps takes longer than all that is done for a
+// frame. It does so only if the last wait was shorter than that, and lets others run in between.
+func (s *Set) busily() (n int, errno unix.Errno) {
+	if !s.quick {
+		return 0, 0
+	}
+	for start := time.Now(); s.quick; s.quick = time.Since(start) < s.busy {
+		if n, errno = s.look(0); n != 0 || errno != 0 {
+			return n, errno
+		}
+		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // it cannot fail
+	}
+	return 0, 0
+}
+
 // briefly waits no longer than a millisecond, which under load is long enough nearly always, and does so
 // without telling the Go scheduler. Told, its monitor would find the worker in a system call every few
 // milliseconds, take its processor away and itself keep waking up every 20 microseconds. Not told, the
 // scheduler can still stop the worker: its signal ends the wait.
 func (s *Set) briefly() (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(s.epoll), uintptr(unsafe.Pointer(&s.events[0])), maxReady, 1, 0, 0)
+	if s.busy == 0 {
+		return s.look(1)
+	}
+	start := time.Now()
+	n, errno := s.look(1)
+	s.quick = n > 0 && time.Since(start) < s.busy
+	return n, errno
+}
+
+// look waits up to limit, in milliseconds.
+func (s *Set) look(limit uintptr) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(s.epoll), uintptr(unsafe.Pointer(&s.events[0])), maxReady, limit, 0, 0)
 	return int(n), errno
 }
 

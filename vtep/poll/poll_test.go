@@ -3,12 +3,13 @@ package poll
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 func TestWaitReportsWhatIsReady(t *testing.T) {
-	s, r, w := setWithPipes(t, 3)
+	s, r, w := setWithPipes(t, 3, 0)
 	for _, i := range []int{0, 2} {
 		if _, err := unix.Write(w[i], []byte("x")); err != nil {
 			t.Fatal(err)
@@ -31,7 +32,7 @@ func TestWaitReportsWhatIsReady(t *testing.T) {
 }
 
 func TestWaitReportsAnErrorAsReady(t *testing.T) {
-	s, r, w := setWithPipes(t, 1)
+	s, r, w := setWithPipes(t, 1, 0)
 	if err := unix.Close(w[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +43,7 @@ func TestWaitReportsAnErrorAsReady(t *testing.T) {
 }
 
 func TestWakeEndsPresentAndNextWait(t *testing.T) {
-	s, _, _ := setWithPipes(t, 1)
+	s, _, _ := setWithPipes(t, 1, 0)
 	woken := make(chan bool)
 	wait := func() {
 		_, w, err := s.Wait()
@@ -61,8 +62,42 @@ func TestWakeEndsPresentAndNextWait(t *testing.T) {
 	}
 }
 
+// Who is to be busy looks on for a while after short waits, and sleeps after long ones, so that an idle one uses no CPU.
+func TestBusyAfterShortWaitsOnly(t *testing.T) {
+	const busy = 300 * time.Millisecond
+	s, _, _ := setWithPipes(t, 1, busy)
+	for i, c := range []struct {
+		after time.Duration // until the wait is ended
+		quick bool          // whether the next wait is to be busy
+	}{{0, true}, {0, true}, {2 * busy, false}, {busy / 10, false}, {0, true}} {
+		was, start := s.quick, time.Now()
+		if n, errno := s.busily(); n != 0 || errno != 0 || s.quick {
+			t.Fatalf("wait %d: busily, with nothing to see: %d, %v, next %v", i, n, errno, s.quick)
+		}
+		if d := time.Since(start); was && d < busy {
+			t.Errorf("wait %d: after quick %v, was busy for %v", i, was, d)
+		}
+		s.quick = was
+		if c.after == 0 {
+			s.Wake()
+		} else {
+			time.AfterFunc(c.after, s.Wake)
+		}
+		if _, woken, err := s.Wait(); err != nil || !woken || s.quick != c.quick {
+			t.Fatalf("wait %d, ended after %v: woken %v, %v, and quick %v", i, c.after, woken, err, s.quick)
+		}
+	}
+	never, _, _ := setWithPipes(t, 1, 0)
+	for range 3 {
+		never.Wake()
+		if _, _, err := never.Wait(); err != nil || never.quick {
+			t.Errorf("busy without being asked to: %v", err)
+		}
+	}
+}
+
 func TestAddAndRemoveReportBadDescriptors(t *testing.T) {
-	s, r, _ := setWithPipes(t, 1)
+	s, r, _ := setWithPipes(t, 1, 0)
 	if err := s.Add(r[0]); err == nil {
 		t.Error("adding a descriptor twice gave no error")
 	}
@@ -75,9 +110,9 @@ func TestAddAndRemoveReportBadDescriptors(t *testing.T) {
 }
 
 // setWithPipes returns a set that waits for the read ends of n pipes.
-func setWithPipes(t *testing.T, n int) (s *Set, r, w []int) {
+func setWithPipes(t *testing.T, n int, busy time.Duration) (s *Set, r, w []int) {
 	t.Helper()
-	s, err := NewSet()
+	s, err := NewSet(busy)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -266,9 +266,8 @@ func TestOpenErrorsSayWhatToDo(t *testing.T) {
 
 func TestMultiqueueOpensAsManyAsThereCanBe(t *testing.T) {
 	enterNamespace(t)
-	const limit = 256 // MAX_TAP_QUEUES of the driver
-	d := open(t, Config{Name: "tap0", Queues: limit + 1, VNet: true})
-	if len(d.Queues) != limit || d.Missing["multiqueue"] == nil {
+	d := open(t, Config{Name: "tap0", Queues: MaxQueues + 1, VNet: true})
+	if len(d.Queues) != MaxQueues || d.Missing["multiqueue"] == nil {
 		t.Errorf("%d queues, missing %v", len(d.Queues), d.Missing)
 	}
 }

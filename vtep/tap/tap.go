@@ -19,7 +19,7 @@ type Queue interface {
 
 	// Read fills frames with what the kernel has, and returns how many. It does not block when FD can be read
 	// from; where there is nothing the error is unix.EAGAIN. The memory of the frames belongs to the queue,
-	// may be written by the caller, and is valid until the next Read.
+	// may be written by the caller, and is valid until the next Read of any queue of the same reader.
 	Read(frames []frame.Frame) (int, error)
 
 	// Write gives the kernel one frame, or superframe, made of the pieces in order. It does not block and
@@ -33,9 +33,12 @@ type Queue interface {
 type Config struct {
 	Name   string // of the interface, at most 15 bytes
 	Queues int    // wanted; fewer are opened where the kernel cannot do so many
-	VNet   bool   // use the virtio-net header; otherwise the water backend, which has one queue
-	TSO    bool   // ask for TCP superframes
-	USO    bool   // ask for UDP superframes; needs TSO
+	// Readers is how many goroutines read the queues: queue i belongs to reader i modulo Readers. The queues
+	// of one reader share the memory into which they read. 0 = each queue has a reader of its own.
+	Readers int
+	VNet    bool // use the virtio-net header; otherwise the water backend, which has one queue
+	TSO     bool // ask for TCP superframes
+	USO     bool // ask for UDP superframes; needs TSO
 }
 
 // Offload says what a device takes in Write, and gives in Read.
@@ -51,8 +54,8 @@ type Device struct {
 	Backend string // "vnet" or "water"
 	Offload Offload
 	Queues  []Queue
-	// Missing tells why something that was asked for is not there, by the names "uso", "tso" and
-	// "multiqueue".
+	// Missing tells why something that was asked for is not there, by the names "uso", "tso", "multiqueue" and
+	// "steering".
 	Missing map[string]error
 
 	closers []func() error
@@ -60,6 +63,9 @@ type Device struct {
 
 // ErrNoDevice means that the TUN/TAP driver is not there.
 var ErrNoDevice = errors.New("/dev/net/tun cannot be opened")
+
+// MaxQueues is how many queues the driver gives a device (MAX_TAP_QUEUES in its source).
+const MaxQueues = 256
 
 const devTun = "/dev/net/tun"
 

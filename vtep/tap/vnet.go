@@ -15,6 +15,8 @@ const (
 	vnetHeader = header.VirtioNetMrgLen
 	// readBudget ends a batch: what has been read is worth processing, while it is still in the cache.
 	readBudget = 112 << 10
+	// readMemory holds a batch.
+	readMemory = readBudget + vnetHeader + maxFrame
 	// maxPieces is IOV_MAX, less the one for the virtio-net header.
 	maxPieces = 1023
 )
@@ -27,12 +29,16 @@ type vnetQueue struct {
 	fd  int
 	mem []byte
 	hdr [vnetHeader]byte
-	iov []unix.Iovec
+	iov []unix.Iovec // made by the first Write: most queues are only read
 }
 
 func openVNet(c Config) (*Device, error) {
 	d := &Device{Name: c.Name, Backend: "vnet", Missing: map[string]error{}}
 	var fds []int
+	memory := make([][]byte, c.readers())
+	for i := range memory {
+		memory[i] = make([]byte, readMemory)
+	}
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if c.Queues > 1 {
 		flags |= unix.IFF_MULTI_QUEUE
@@ -42,11 +48,11 @@ func openVNet(c Config) (*Device, error) {
 		if i == 0 {
 			f |= unix.IFF_TUN_EXCL // the first must make it; the others attach to it
 		}
-		q, err := d.openQueue(f)
+		q, err := d.openQueue(f, memory[i%len(memory)])
 		if err != nil && i == 0 && flags&unix.IFF_MULTI_QUEUE != 0 && errors.Is(err, unix.EINVAL) {
 			d.Missing["multiqueue"] = err
 			flags &^= unix.IFF_MULTI_QUEUE
-			q, err = d.openQueue(flags | unix.IFF_TUN_EXCL)
+			q, err = d.openQueue(flags|unix.IFF_TUN_EXCL, memory[0])
 		}
 		if err != nil && i > 0 {
 			d.Missing["multiqueue"] = fmt.Errorf("the kernel gave %d queues of %d: %w", i, c.Queues, err)
@@ -65,10 +71,23 @@ func openVNet(c Config) (*Device, error) {
 	if err := d.setOffload(c, fds); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
+	if len(fds) > 1 {
+		if err := steer(fds[0]); err != nil {
+			d.Missing["steering"] = err
+		}
+	}
 	return d, nil
 }
 
-func (d *Device) openQueue(flags uint16) (*vnetQueue, error) {
+// readers returns how many goroutines read the queues.
+func (c *Config) readers() int {
+	if c.Readers > 0 {
+		return c.Readers
+	}
+	return max(c.Queues, 1)
+}
+
+func (d *Device) openQueue(flags uint16, mem []byte) (*vnetQueue, error) {
 	fd, err := unix.Open(devTun, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, openError(err)
@@ -88,11 +107,7 @@ func (d *Device) openQueue(flags uint16) (*vnetQueue, error) {
 	if err != nil {
 		return nil, errors.Join(createError(d.Name, err), unix.Close(fd))
 	}
-	return &vnetQueue{
-		fd:  fd,
-		mem: make([]byte, readBudget+vnetHeader+maxFrame),
-		iov: make([]unix.Iovec, maxPieces+1),
-	}, nil
+	return &vnetQueue{fd: fd, mem: mem}, nil
 }
 
 // setOffload asks for all that c wants and takes what the kernel gives. Checksum offload is always there.
@@ -155,6 +170,9 @@ func (q *vnetQueue) Read(frames []frame.Frame) (int, error) {
 func (q *vnetQueue) Write(offload *header.VirtioNet, pieces [][]byte) error {
 	if len(pieces) > maxPieces {
 		return unix.EMSGSIZE
+	}
+	if q.iov == nil {
+		q.iov = make([]unix.Iovec, maxPieces+1)
 	}
 	offload.Encode(q.hdr[:])
 	q.iov[0].Base = &q.hdr[0]

@@ -32,11 +32,14 @@ type Config struct {
 	TTL       int    // TTL or hop limit, 1 to 255
 	Checksum  bool   // send outer UDP checksums; without, over IPv4, GSO is off too
 	Receivers int    // receiving sockets, over which the kernel spreads flows
-	Sources   int    // sending sockets, a power of two; 0 = send from the VXLAN port itself
-	GSO       bool
-	GRO       bool
-	Batch     bool // several datagrams a system call
-	Log       *slog.Logger
+	// Readers is how many goroutines read them: receiver i belongs to reader i modulo Readers. The receivers of one
+	// reader share the memory into which they receive. 0 = each has a reader of its own.
+	Readers int
+	Sources int // sending sockets, a power of two; 0 = send from the VXLAN port itself
+	GSO     bool
+	GRO     bool
+	Batch   bool // several datagrams a system call
+	Log     *slog.Logger
 	// Hint is told of each ICMP or ICMPv6 message that says that a datagram was too big: to whom it was sent, what the
 	// path is said to carry, in bytes with the IP header, and the beginning of the UDP payload that the message quotes,
 	// as far as it quotes any, valid during the call. Anybody may have sent the message. Hint is called by whoever
@@ -99,13 +102,21 @@ func (e *Endpoint) open(c Config) error {
 			return err
 		}
 	}
-	for range c.Receivers {
+	readers := c.Readers
+	if readers == 0 {
+		readers = c.Receivers
+	}
+	for i := range c.Receivers {
 		fd, err := e.receiver(c)
 		if err != nil {
 			return err
 		}
 		e.owned = append(e.owned, fd)
-		e.Receivers = append(e.Receivers, newReceiver(fd, c))
+		var shared *buffers
+		if i >= readers {
+			shared = e.Receivers[i-readers].buffers
+		}
+		e.Receivers = append(e.Receivers, newReceiver(fd, c, shared))
 	}
 	e.gso.Store(c.GSO)
 	if c.GSO && !c.Checksum && c.Local.Is4() {

@@ -26,37 +26,52 @@ const (
 
 // Receiver is one socket on the VXLAN port.
 type Receiver struct {
+	*buffers
+
 	fd    int
 	batch int // buffers a receive at most
 	next  int // buffers the next receive may fill: see adapt
-	mem   []byte
-	msgs  []unix.Mmsghdr
-	iov   []unix.Iovec
-	name  []byte
-	ctl   []byte
 
 	drainErrors func() // of a socket that also sends; nil otherwise
 }
 
-func newReceiver(fd int, c Config) *Receiver {
-	r := &Receiver{fd: fd, batch: 1, next: 1}
+// buffers is what one receive fills.
+type buffers struct {
+	mem  []byte
+	msgs []unix.Mmsghdr
+	iov  []unix.Iovec
+	name []byte
+	ctl  []byte
+}
+
+func newBuffers(n int) *buffers {
+	b := &buffers{
+		mem:  make([]byte, n*bufferStride),
+		msgs: make([]unix.Mmsghdr, n),
+		iov:  make([]unix.Iovec, n),
+		name: make([]byte, n*nameLen),
+		ctl:  make([]byte, n*controlLen),
+	}
+	for i := range n {
+		b.iov[i].Base = &b.mem[i*bufferStride]
+		b.iov[i].SetLen(bufferLen)
+		h := &b.msgs[i].Hdr
+		h.Iov = &b.iov[i]
+		h.SetIovlen(1)
+		h.Name = &b.name[i*nameLen]
+		h.Control = &b.ctl[i*controlLen]
+	}
+	return b
+}
+
+// newReceiver makes a Receiver that fills b, or buffers of its own if b is nil.
+func newReceiver(fd int, c Config, b *buffers) *Receiver {
+	r := &Receiver{buffers: b, fd: fd, batch: 1, next: 1}
 	if c.Batch {
 		r.batch = maxBatch
 	}
-	n := r.batch
-	r.mem = make([]byte, n*bufferStride)
-	r.msgs = make([]unix.Mmsghdr, n)
-	r.iov = make([]unix.Iovec, n)
-	r.name = make([]byte, n*nameLen)
-	r.ctl = make([]byte, n*controlLen)
-	for i := range n {
-		r.iov[i].Base = &r.mem[i*bufferStride]
-		r.iov[i].SetLen(bufferLen)
-		h := &r.msgs[i].Hdr
-		h.Iov = &r.iov[i]
-		h.SetIovlen(1)
-		h.Name = &r.name[i*nameLen]
-		h.Control = &r.ctl[i*controlLen]
+	if b == nil {
+		r.buffers = newBuffers(r.batch)
 	}
 	return r
 }
@@ -65,7 +80,8 @@ func newReceiver(fd int, c Config) *Receiver {
 func (r *Receiver) FD() int { return r.fd }
 
 // Receive fills batch with what the kernel has and returns how many buffers it filled. It does not block;
-// where there is nothing the error is unix.EAGAIN. Any other error is a unix.Errno too, and may be about a
+// where there is nothing the error is unix.EAGAIN. What is in the batch is valid until the next Receive of any
+// receiver of the same reader. Any other error is a unix.Errno too, and may be about a
 // single datagram, such as an ICMP message, so that receiving may go on.
 func (r *Receiver) Receive(batch []forward.Received) (int, error) {
 	n := min(len(batch), r.batch, r.next)

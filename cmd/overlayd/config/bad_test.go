@@ -29,8 +29,8 @@ func TestOneIsRight(t *testing.T) {
 
 func TestBadFile(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
-		{"[]", `f.yaml:1: the keys node, socket, metrics, log, disable, queues, data_dir, underlay, cluster, networks are wanted here, not a list`},
-		{"hello", `f.yaml:1: the keys node, socket, metrics, log, disable, queues, data_dir, underlay, cluster, networks are wanted here, not a single value`},
+		{"[]", `f.yaml:1: the keys node, socket, metrics, log, disable, queues, busy_poll, data_dir, underlay, cluster, networks are wanted here, not a list`},
+		{"hello", `f.yaml:1: the keys node, socket, metrics, log, disable, queues, busy_poll, data_dir, underlay, cluster, networks are wanted here, not a single value`},
 		{"a: b: c", `f.yaml: not valid YAML: mapping values are not allowed in this context`},
 		{"node: h1\nlog: [", `f.yaml:2: not valid YAML: did not find expected node content`},
 		{"networks:\n\t- name: x", `f.yaml:2: not valid YAML: found character that cannot start any token; indent with spaces, not with tabs`},
@@ -47,7 +47,7 @@ func TestBadFile(t *testing.T) {
 func TestBadTop(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
 		{"nodee: x", `f.yaml:1: nodee: unknown key: did you mean node?`},
-		{"colour: red", `f.yaml:1: colour: unknown key: choose from node, socket, metrics, log, disable, queues, data_dir, underlay, cluster, networks`},
+		{"colour: red", `f.yaml:1: colour: unknown key: choose from node, socket, metrics, log, disable, queues, busy_poll, data_dir, underlay, cluster, networks`},
 		{"node: a\nlog: info\nnode: b", `f.yaml:3: node: this key is on line 1 already: keep one of the two`},
 		{"node: [a]", `f.yaml:1: node: one value is wanted here, not a list`},
 		{"node: {a: b}", `f.yaml:1: node: one value is wanted here, not a group of keys`},
@@ -61,6 +61,9 @@ func TestBadTop(t *testing.T) {
 		{"queues: many", `f.yaml:1: queues: "many" is not a number: write it in decimal digits`},
 		{"queues: 010", `f.yaml:1: queues: "010" is not a number: write it in decimal digits`},
 		{"queues: -1", `f.yaml:1: queues: -1 is out of range: choose from 1 to 64, or take the key out to have it chosen by the number of CPUs`},
+		{"busy_poll: -1", `f.yaml:1: busy_poll: -1 is out of range: choose from 0 to 10000 microseconds`},
+		{"busy_poll: 10001", `f.yaml:1: busy_poll: 10001 is out of range: choose from 0 to 10000 microseconds`},
+		{"busy_poll: 50us", `f.yaml:1: busy_poll: "50us" is not a number: write it in decimal digits`},
 		{"queues: 65", `f.yaml:1: queues: 65 is out of range: choose from 1 to 64, or take the key out to have it chosen by the number of CPUs`},
 		{"disable: udp-gso", `f.yaml:1: disable: a list is wanted here: write [udp-gso]`},
 		{"disable: {a: b}", `f.yaml:1: disable: a list is wanted here, not a group of keys: begin each item with -`},
@@ -145,11 +148,11 @@ func TestBadAddition(t *testing.T) {
 		{"mtu: 0", `f.yaml:6: networks[0].mtu: 0 is out of range: choose from 68 to 65485, or take the key out to have it derived from the underlay`},
 		{"mtu: 1279\n    address: fd42::1/64", `f.yaml:6: networks[0].mtu: 1279 is too small for the IPv6 address fd42::1/64: choose at least 1280`},
 		{"mtu: 1279\n    endpoints: [{mac: 02:00:00:00:00:02, ips: [10.42.0.2, 'fd42::2'], vtep: 192.0.2.2}]", `f.yaml:6: networks[0].mtu: 1279 is too small for the IPv6 address fd42::2 of an endpoint: choose at least 1280`},
-		{"mss: 87", `f.yaml:6: networks[0].mss: 87 is out of range: choose from 88 to 65495, or take the key out to have it follow what each path carries`},
-		{"mss: 0", `f.yaml:6: networks[0].mss: 0 is out of range: choose from 88 to 65495, or take the key out to have it follow what each path carries`},
-		{"mss: 65496", `f.yaml:6: networks[0].mss: 65496 is out of range: choose from 88 to 65495, or take the key out to have it follow what each path carries`},
-		{"mss: -1", `f.yaml:6: networks[0].mss: -1 is out of range: choose from 88 to 65495, or take the key out to have it follow what each path carries`},
-		{"mtu: 1400\n    mss: 1361", `f.yaml:7: networks[0].mss: 1361 does not fit: an mtu of 1400 leaves 1360 at most; choose that or less, or take the key out`},
+		{"mss: 87", `f.yaml:6: networks[0].mss: 87 is out of range: choose from 88 to 65445, or leave it out to have it follow what each path leaves`},
+		{"mss: 0", `f.yaml:6: networks[0].mss: 0 is out of range: choose from 88 to 65445, or leave it out to have it follow what each path leaves`},
+		{"mss: 65446", `f.yaml:6: networks[0].mss: 65446 is out of range: choose from 88 to 65445, or leave it out to have it follow what each path leaves`},
+		{"mss: -1", `f.yaml:6: networks[0].mss: -1 is out of range: choose from 88 to 65445, or leave it out to have it follow what each path leaves`},
+		{"mtu: 1400\n    mss: 1361", `f.yaml:7: networks[0].mss: 1361 does not fit: an mtu of 1400 leaves 1360 at most; choose that or less, or leave it out`},
 		{"allow_nested:", `f.yaml:6: networks[0].allow_nested: it has no value: give it one, or take it out`},
 		{"allow-nested: true", `f.yaml:6: networks[0].allow-nested: unknown key: did you mean allow_nested?`},
 		{"\n  - {name: blue, vni: 43, device: red0}", `f.yaml:7: networks[1].name: the name blue is used by networks[0].name already (f.yaml:2): choose another one, or take this one out`},

@@ -17,6 +17,7 @@ const (
 	maxName       = 63  // bytes of the name of a node or a network
 	maxSocketPath = 107 // sun_path holds 108 with the NUL (unix(7))
 	maxQueues     = 64
+	maxBusyPoll   = 10000 // microseconds
 )
 
 // check applies every rule to what has been decoded, in the order of the keys.
@@ -37,6 +38,9 @@ func (c *Config) check(facts Facts) error {
 	}
 	if c.Queues < 0 || c.Queues > maxQueues {
 		return c.failf("queues", "%d is out of range: choose from 1 to %d, or take the key out to have it chosen by the number of CPUs", c.Queues, maxQueues)
+	}
+	if c.BusyPoll < 0 || c.BusyPoll > maxBusyPoll {
+		return c.failf("busy_poll", "%d is out of range: choose from 0 to %d microseconds", c.BusyPoll, maxBusyPoll)
 	}
 	if err := c.checkUnderlay(facts); err != nil {
 		return err

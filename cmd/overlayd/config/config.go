@@ -35,9 +35,10 @@ type Config struct {
 	Socket   string     `yaml:"socket"`  // of the local API
 	Metrics  string     `yaml:"metrics"` // host:port of the Prometheus endpoint; empty = off
 	Log      slog.Level `yaml:"log"`
-	Disable  []string   `yaml:"disable"`  // features that stay off
-	Queues   int        `yaml:"queues"`   // 0 = chosen by the number of CPUs
-	DataDir  string     `yaml:"data_dir"` // of the control plane; "" = the node takes part in no cluster
+	Disable  []string   `yaml:"disable"`   // features that stay off
+	Queues   int        `yaml:"queues"`    // 0 = chosen by the number of CPUs
+	BusyPoll int        `yaml:"busy_poll"` // in microseconds; 0 = off
+	DataDir  string     `yaml:"data_dir"`  // of the control plane; "" = the node takes part in no cluster
 	Underlay Underlay   `yaml:"underlay"`
 	Cluster  Cluster    `yaml:"cluster"`
 	Networks []Network  `yaml:"networks"`

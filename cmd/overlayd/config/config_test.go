@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/vtep"
@@ -78,6 +79,7 @@ metrics:
 log: debug
 disable: [udp-gso]
 queues: 2
+busy_poll: 50
 underlay: {port: 8472, addresses: [192.0.2.1, "2001:db8::1"], ttl: 9, checksum: off}
 networks:
   - name: blue
@@ -119,8 +121,9 @@ networks:
 				{VNI: addr.MaxVNI, MAC: mac("02:42:0a:2a:00:03"), VTEP: v6},
 			},
 		}},
-		Disable: []string{"udp-gso"},
-		Queues:  2,
+		Disable:  []string{"udp-gso"},
+		Queues:   2,
+		BusyPoll: 50 * time.Microsecond,
 	}
 	if got := c.VTEP(nil); !reflect.DeepEqual(got, want) {
 		t.Errorf("VTEP config\n%+v\nwant\n%+v", got, want)

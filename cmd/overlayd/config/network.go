@@ -14,7 +14,6 @@ import (
 const (
 	maxDevice = 15    // bytes: IFNAMSIZ holds 16 with the NUL
 	maxPath   = 65535 // bytes of the largest IP packet
-	minMSS    = 88    // bytes: what Linux takes for the least that a peer can mean (TCP_MIN_MSS)
 )
 
 // taken holds what may be used once only, with the path of the key that uses it.
@@ -131,11 +130,8 @@ func (c *Config) checkMSS(n *Network, base string) error {
 	if _, stated := c.places[path]; !stated {
 		return nil
 	}
-	if most := mtu.MSSOf(maxPath, mtu.IPv4); n.MSS < minMSS || n.MSS > most {
-		return c.failf(path, "%d is out of range: choose from %d to %d, or take the key out to have it follow what each path carries", n.MSS, minMSS, most)
-	}
-	if most := mtu.MSSOf(n.MTU, mtu.IPv4); n.MTU != 0 && n.MSS > most {
-		return c.failf(path, "%d does not fit: an mtu of %d leaves %d at most; choose that or less, or take the key out", n.MSS, n.MTU, most)
+	if err := mtu.CheckMSS(int64(n.MSS), n.MTU); err != nil {
+		return c.At(path, err)
 	}
 	return nil
 }

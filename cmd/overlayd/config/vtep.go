@@ -2,6 +2,7 @@ package config
 
 import (
 	"log/slog"
+	"time"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/vtep"
@@ -17,9 +18,10 @@ func (c *Config) VTEP(log *slog.Logger) vtep.Config {
 			TTL:       c.Underlay.TTL,
 			Checksum:  checksumPolicy(c.Underlay.Checksum),
 		},
-		Disable: c.Disable,
-		Queues:  c.Queues,
-		Log:     log,
+		Disable:  c.Disable,
+		Queues:   c.Queues,
+		BusyPoll: time.Duration(c.BusyPoll) * time.Microsecond,
+		Log:      log,
 	}
 	for _, n := range c.Networks {
 		net := vtep.Network{
