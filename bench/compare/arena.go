@@ -9,16 +9,25 @@ import (
 
 	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/bench/load"
-	"github.com/overlayd/overlayd/bench/report"
-	"github.com/overlayd/overlayd/controlplane/api"
-	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
 )
 
 // stand is a contender whose lab is up.
 type stand struct {
 	contender
-	lab  *lab.Lab
-	path path
+	lab    *lab.Lab
+	cabins []*cabin // the containers that are not the lab's
+	path   path
+	notes  notes
+}
+
+// close takes the lab down, and what was put into it before.
+func (s *stand) close() error {
+	var errs []error
+	for _, c := range s.cabins {
+		errs = append(errs, c.close())
+	}
+	s.cabins = nil
+	return errors.Join(append(errs, s.lab.Close())...)
 }
 
 // arena is all of them.
@@ -30,30 +39,68 @@ type arena struct {
 func (a *arena) closeAll() error {
 	var errs []error
 	for _, s := range a.stands {
-		errs = append(errs, s.lab.Close())
+		errs = append(errs, s.close())
 	}
 	a.stands = nil
 	return errors.Join(errs...)
 }
 
 // bringUp makes the labs of all contenders and sends a first packet through each. On an error nothing is left.
-func bringUp(ctx context.Context, cs []contender, overlayd string, progress io.Writer) (*arena, error) {
+func bringUp(ctx context.Context, cs []contender, o lab.Options, progress io.Writer) (*arena, error) {
 	a := new(arena)
 	for _, c := range cs {
 		if _, err := fmt.Fprintf(progress, "bring up %s\n", c.name); err != nil {
 			return nil, errors.Join(fmt.Errorf("say what is being done: %w", err), a.closeAll())
 		}
-		l, err := lab.Up(ctx, c.scenario(), lab.Options{Overlayd: overlayd})
+		s, err := raise(ctx, c, c.scenario(), o)
 		if err != nil {
 			return nil, errors.Join(err, a.closeAll())
 		}
-		s := &stand{contender: c, lab: l}
 		a.stands = append(a.stands, s)
-		if err := s.open(ctx); err != nil {
-			return nil, errors.Join(err, a.closeAll())
-		}
 	}
 	return a, nil
+}
+
+// raise makes a lab for a contender, and opens the path. On an error nothing is left.
+func raise(ctx context.Context, c contender, sc lab.Scenario, o lab.Options) (*stand, error) {
+	l, err := lab.Up(ctx, sc, o)
+	if err != nil {
+		return nil, err
+	}
+	s := &stand{contender: c, lab: l}
+	err = s.furnish()
+	if err == nil {
+		err = s.open(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+// furnish finds the path, and makes the containers that the lab has not.
+func (s *stand) furnish() error {
+	hosts := s.lab.Hosts()
+	from, to := hosts[0], hosts[1]
+	switch {
+	case s.kind == "":
+		s.path = path{from: from, to: to, address: to.Underlay()[0].Addr()}
+	case !s.containers:
+		s.path = path{from: from, to: to, address: to.Overlay(network)}
+	case s.kind == lab.Overlayd:
+		c := s.lab.Containers()
+		s.path = path{from: c[0], to: c[1], address: c[1].Overlays(network)[0]}
+	default:
+		for i, h := range hosts {
+			c, err := newCabin(h, hosts[1-i], i+1)
+			if err != nil {
+				return fmt.Errorf("bring up %s: %w", s.name, err)
+			}
+			s.cabins = append(s.cabins, c)
+		}
+		s.path = path{from: s.cabins[0].container, to: s.cabins[1].container, address: s.cabins[1].address}
+	}
+	return nil
 }
 
 // How the first packet of a path is waited for: it may be lost while addresses are resolved.
@@ -62,20 +109,21 @@ const (
 	openTimeout = 500 * time.Millisecond
 )
 
-// open finds the path and makes sure that it works, with addresses resolved and learned in both directions.
+// open makes sure that the path works, with addresses resolved and learned in both directions; and so do those to all
+// other hosts that are on the network.
 func (s *stand) open(ctx context.Context) error {
-	hosts := s.lab.Hosts()
-	from, to := hosts[0], hosts[1]
-	s.path = path{from: from, to: to, address: to.Overlay(network)}
-	if s.kind == "" {
-		s.path.address = to.Underlay()[0].Addr()
+	paths := []path{s.path}
+	for _, h := range s.lab.Hosts()[2:] {
+		paths = append(paths, path{from: s.path.from, to: h, address: h.Overlay(network)})
 	}
-	r, err := load.Ping(ctx, load.PingConfig{From: from, To: s.path.address, Count: openTries, Timeout: openTimeout})
-	if err != nil {
-		return fmt.Errorf("try %s: %w", s.name, err)
-	}
-	if r.Received == 0 {
-		return fmt.Errorf("try %s: no answer to %d pings from %s to %v%s", s.name, r.Sent, from.Name(), s.path.address, s.logs())
+	for _, p := range paths {
+		r, err := load.Ping(ctx, load.PingConfig{From: p.from, To: p.address, Count: openTries, Timeout: openTimeout})
+		if err != nil {
+			return fmt.Errorf("try %s: %w", s.name, err)
+		}
+		if r.Received == 0 {
+			return fmt.Errorf("try %s: no answer to %d pings to %v%s", s.name, r.Sent, p.address, s.logs())
+		}
 	}
 	return nil
 }
@@ -101,63 +149,23 @@ func (s *stand) alive() error {
 	return nil
 }
 
+// pids are the processes of the daemons that run.
+func (s *stand) pids() []int {
+	var out []int
+	for _, h := range s.lab.Hosts() {
+		if pid := h.PID(); pid != 0 {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
 // used is the CPU time of the daemons since their start.
 func (s *stand) used() time.Duration {
 	var sum time.Duration
-	for _, h := range s.lab.Hosts() {
-		if pid := h.PID(); pid != 0 {
-			d, _ := processCPU(pid) // it may just have ended, which alive tells
-			sum += d
-		}
+	for _, pid := range s.pids() {
+		d, _ := processCPU(pid) // it may just have ended, which alive tells
+		sum += d
 	}
 	return sum
-}
-
-// ask is what the daemons say about themselves; nil when the contender has none. Features, backend and MTU
-// are those of the sender, losses those of both.
-func (s *stand) ask(ctx context.Context) (*report.Daemon, error) {
-	var d *report.Daemon
-	for _, h := range s.lab.Hosts() {
-		if !h.RunsOverlayd() {
-			continue
-		}
-		if err := askHost(ctx, h, &d); err != nil {
-			return nil, fmt.Errorf("ask the overlayd of %s, of %s: %s", h.Name(), s.name, api.Message(err))
-		}
-	}
-	return d, nil
-}
-
-func askHost(ctx context.Context, h *lab.Host, d **report.Daemon) error {
-	c := api.NewClient(h.Socket())
-	defer c.Close()
-	status, err := c.GetStatus(ctx, &overlaydv1.GetStatusRequest{})
-	if err != nil {
-		return err
-	}
-	networks, err := c.ListNetworks(ctx, &overlaydv1.ListNetworksRequest{})
-	if err != nil {
-		return err
-	}
-	drops, err := c.ListDrops(ctx, &overlaydv1.ListDropsRequest{})
-	if err != nil {
-		return err
-	}
-	if *d == nil {
-		*d = &report.Daemon{Version: api.VersionLine(status.GetStatus().GetVersion()), Drops: make(map[string]uint64)}
-		for _, f := range status.GetStatus().GetFeatures() {
-			(*d).Features = append((*d).Features, report.Feature{Name: f.GetName(), On: f.GetOn(), Reason: f.GetReason()})
-		}
-		for _, n := range networks.GetNetworks() { // there is one
-			(*d).Backend, (*d).Queues, (*d).MTU = n.GetBackend(), int(n.GetQueues()), int(n.GetMtu())
-		}
-	}
-	for _, n := range networks.GetNetworks() {
-		(*d).TAPOverflow += n.GetTapOverflow()
-	}
-	(*d).ReceiveOverflow += status.GetStatus().GetUnderlay().GetReceiveOverflow()
-	for _, drop := range drops.GetDrops() {
-		(*d).Drops[drop.GetReason()] += drop.GetCount()
-	}
-	return nil
 }

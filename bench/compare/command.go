@@ -51,6 +51,13 @@ func Command() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s.Overlayd = lab.FindOverlayd(s.Overlayd)
+			if s.Overlayctl == "" {
+				self, err := os.Executable()
+				if err != nil {
+					return fmt.Errorf("find the binary of overlayctl: %w", err)
+				}
+				s.Overlayctl = self
+			}
 			s.Progress = cmd.ErrOrStderr()
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
 			defer stop()
@@ -65,8 +72,9 @@ func Command() *cobra.Command {
 	f.DurationVar(&s.Warmup, "warmup", warmup, "of traffic before each measurement, which is left out")
 	f.BoolVar(&s.quick, "quick", false, fmt.Sprintf("%d round, %v and %v of warm-up, to see whether it works", quickRounds, quickDuration, quickWarmup))
 	f.StringVar(&s.json, "json", "", "`file` to write the results to")
-	f.BoolVar(&s.check, "check", false, "exit with 1 when a floor is missed or not measured")
+	f.BoolVar(&s.check, "check", false, "exit with 1 when a floor or limit is missed or not measured")
 	f.StringVar(&s.Overlayd, "overlayd", "", "`path` of the daemon's binary (default: overlayd beside this program, else in $PATH)")
+	f.StringVar(&s.Overlayctl, "overlayctl", "", "`path` of the program that makes the cluster of overlayd-containers (default: this one)")
 	cmd.AddCommand(showCommand())
 	return cmd
 }
@@ -134,8 +142,8 @@ func (s *settings) run(ctx context.Context, out io.Writer) error {
 	if n := len(r.Failures); n > 0 {
 		err = errors.Join(err, fmt.Errorf("%d measurements failed; see \"Not measured\" in the output", n))
 	}
-	if missed := r.MissedFloors(); s.check && len(missed) > 0 {
-		err = errors.Join(err, fmt.Errorf("%d of %d floors were missed or not measured; see \"Floors\" in the output", len(missed), len(r.Floors)))
+	if missed, all := r.Missed(); s.check && missed > 0 {
+		err = errors.Join(err, fmt.Errorf("%d of %d floors and limits were missed or not measured; see \"Floors and limits\" in the output", missed, all))
 	}
 	return err
 }

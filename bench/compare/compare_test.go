@@ -3,6 +3,7 @@ package compare
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -30,8 +31,8 @@ func TestContenders(t *testing.T) {
 	}
 	for _, c := range all {
 		base := named[c.baseline]
-		if base == nil || base.kind != lab.Kernel || base.wire.name != c.wire.name {
-			t.Errorf("%s is compared with %s, which is not the kernel on the same wire", c.name, c.baseline)
+		if base == nil || base.kind != lab.Kernel || base.wire.name != c.wire.name || base.containers != c.containers {
+			t.Errorf("%s is compared with %s, which is not the kernel on the same wire, attached in the same way", c.name, c.baseline)
 		}
 	}
 	// Every feature can be measured without, and every floor is measured by default.
@@ -46,15 +47,51 @@ func TestContenders(t *testing.T) {
 		i := slices.IndexFunc(known, func(w workload) bool { return w.Name == f.Workload })
 		if c == nil || !c.byDefault || i < 0 || !slices.ContainsFunc(known[i].Metrics, func(m report.Metric) bool { return m.Name == f.Metric && m.Compared }) {
 			t.Errorf("the floor %+v is of something that is not compared", f)
+			continue
 		}
+		if less := known[i].Metrics[slices.IndexFunc(known[i].Metrics, func(m report.Metric) bool { return m.Name == f.Metric })].Better == report.Less; f.Goal == f.Limit || less != (f.Goal < f.Limit) {
+			t.Errorf("the goal of the floor %+v is not beyond it", f)
+		}
+	}
+	for _, l := range limits() {
+		if c := named[l.Contender]; c == nil || !c.byDefault || c.kind != lab.Overlayd {
+			t.Errorf("the limit %+v is of something that has no daemon", l)
+		}
+	}
+}
+
+// TestScenes looks at the labs that workloads make of contenders, without making them.
+func TestScenes(t *testing.T) {
+	for _, w := range workloads() {
+		if w.scene == nil {
+			continue
+		}
+		suited := 0
+		for _, c := range contenders() {
+			if !w.suits(&c) {
+				continue
+			}
+			suited++
+			if sc := w.scene(&c); len(sc.Name) > 40 || len(sc.Hosts) < 3 || sc.Networks[0].Name != network || sc.Networks[0].Members["h1"] != c.kind || sc.Networks[0].Members["h2"] != c.kind {
+				t.Errorf("%s of %s: %+v", w.Name, c.name, sc)
+			}
+		}
+		if suited < 3 {
+			t.Errorf("%s is for %d contenders", w.Name, suited)
+		}
+	}
+	b := bigTable{stations: 1_000_000}
+	if n := b.networks(); n != 16 || b.stations/n > 65536 {
+		t.Errorf("%d networks", n)
 	}
 }
 
 func TestChoose(t *testing.T) {
 	for _, c := range []struct{ names, want string }{
-		{"default", "veth kernel overlayd overlayd-water kernel-bare overlayd-bare"},
+		{"default", "veth kernel overlayd overlayd-water kernel-containers overlayd-containers kernel-bare overlayd-bare"},
 		{"overlayd-bare", "kernel-bare overlayd-bare"},
 		{"overlayd-no-udp-gro,veth", "veth kernel overlayd-no-udp-gro"},
+		{"overlayd-containers", "kernel-containers overlayd-containers"},
 		{"kernel", "kernel"},
 		{"kernel,kernel", "kernel"},
 	} {
@@ -80,13 +117,21 @@ func TestPlanRefuses(t *testing.T) {
 	if _, err := good.plan(); err != nil {
 		t.Fatal(err)
 	}
+	inside := good
+	inside.Contenders = []string{overlaydContainers}
+	if p, err := inside.plan(); err != nil || len(p.workloads) != len(workloads())-2 {
+		t.Errorf("between containers: %+v, %v", p, err)
+	}
 	for want, change := range map[string]func(*Options){
-		"0 rounds":               func(o *Options) { o.Rounds = 0 },
-		"duration of 1ms":        func(o *Options) { o.Duration = time.Millisecond },
-		"warm-up of -1s":         func(o *Options) { o.Warmup = -time.Second },
-		`no contender "geneve"`:  func(o *Options) { o.Contenders = []string{"kernel", "geneve"} },
-		"no contender is named":  func(o *Options) { o.Contenders = nil },
-		`no workload "sctp"`:     func(o *Options) { o.Workloads = []string{"sctp"} },
+		"0 rounds":              func(o *Options) { o.Rounds = 0 },
+		"duration of 1ms":       func(o *Options) { o.Duration = time.Millisecond },
+		"warm-up of -1s":        func(o *Options) { o.Warmup = -time.Second },
+		`no contender "geneve"`: func(o *Options) { o.Contenders = []string{"kernel", "geneve"} },
+		"no contender is named": func(o *Options) { o.Contenders = nil },
+		`no workload "sctp"`:    func(o *Options) { o.Workloads = []string{"sctp"} },
+		"add overlayd": func(o *Options) {
+			o.Contenders, o.Workloads = []string{"kernel-bare", "overlayd-containers"}, []string{"tcp-1", "peers-16"}
+		},
 		"choose from tcp-1, tcp": func(o *Options) { o.Workloads = []string{""} },
 	} {
 		o := good
@@ -107,15 +152,6 @@ func TestParseCPU(t *testing.T) {
 			t.Errorf("%q is taken for %+v", bad, got)
 		}
 	}
-	const stat = "42 (a (odd) name) S 1 42 42 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 1 0 1000 0 0\n"
-	if got, err := parseProcessCPU([]byte(stat)); err != nil || got != 3*time.Second {
-		t.Errorf("%v, %v; want 3s", got, err)
-	}
-	for _, bad := range []string{"", "42 (x) S 1 2", strings.Replace(stat, "250", "-250", 1)} {
-		if got, err := parseProcessCPU([]byte(bad)); err == nil {
-			t.Errorf("%q is taken for %v", bad, got)
-		}
-	}
 	if got, err := readCPU(); err != nil || got.busy <= 0 {
 		t.Errorf("this machine: %+v, %v", got, err)
 	}
@@ -124,6 +160,44 @@ func TestParseCPU(t *testing.T) {
 	}
 	if got := parseCPUModel([]byte("processor : 0\nBogoMIPS : 243.75\n")); got != "unknown model" {
 		t.Errorf("model %q", got)
+	}
+}
+
+func TestProcess(t *testing.T) {
+	self := os.Getpid()
+	before, err := processCPU(self)
+	if err != nil || before <= 0 {
+		t.Fatalf("%v, %v", before, err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; {
+		now, err := processCPU(self)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("%v of CPU time, then %v, %v", before, now, err)
+		}
+		if now > before+time.Millisecond {
+			break
+		}
+	}
+	if d, err := processCPU(1<<22 + 1); err == nil {
+		t.Errorf("a process that is not there has used %v", d)
+	}
+	const status = "Name:\tx VmHWM\nVmPeak:\t  900 kB\nVmHWM:\t   41240 kB\nVmRSS:\t 100 kB\n"
+	if got, err := parsePeak([]byte(status)); err != nil || got != 41240<<10 {
+		t.Errorf("%d, %v", got, err)
+	}
+	if _, err := parsePeak([]byte("Name:\tzombie\n")); !gone(err) {
+		t.Errorf("a zombie: %v", err)
+	}
+	for _, bad := range []string{"VmHWM:\n", "VmHWM: 1 MB\n", "VmHWM: x kB\n", "VmHWM: 99999999999999999999 kB\n"} {
+		if got, err := parsePeak([]byte(bad)); err == nil {
+			t.Errorf("%q is taken for %d", bad, got)
+		}
+	}
+	if got, err := peakMemory(self); err != nil || got < 1<<20 {
+		t.Errorf("this process: %d, %v", got, err)
+	}
+	if _, err := peakMemory(1<<22 + 1); !gone(err) {
+		t.Errorf("one that is not there: %v", err)
 	}
 }
 

@@ -28,16 +28,19 @@ type contender struct {
 	name, about string
 	wire        wire
 	kind        lab.Kind // what speaks VXLAN; "" = nothing, the traffic goes over the wire itself
+	containers  bool     // the traffic is between containers behind a bridge, and not between the hosts themselves
 	disable     []string // features of overlayd
-	baseline    string   // what it is compared with: the kernel's VXLAN on the same wire
+	baseline    string   // what it is compared with: the kernel's VXLAN on the same wire, attached in the same way
 	byDefault   bool
 }
 
 const (
-	kernelName     = "kernel"
-	kernelBareName = "kernel-bare"
-	overlaydName   = "overlayd"
-	overlaydBare   = "overlayd-bare"
+	kernelName         = "kernel"
+	kernelContainers   = "kernel-containers"
+	kernelBareName     = "kernel-bare"
+	overlaydName       = "overlayd"
+	overlaydContainers = "overlayd-containers"
+	overlaydBare       = "overlayd-bare"
 )
 
 // contenders are all that there are, in the order of the tables: wire by wire.
@@ -57,6 +60,10 @@ func contenders() []contender {
 			kind: lab.Overlayd, disable: []string{feature}, baseline: kernelName})
 	}
 	return append(out,
+		contender{name: kernelContainers, about: "containers on a bridge with the kernel's vxlan device", wire: wireOffload,
+			kind: lab.Kernel, containers: true, baseline: kernelContainers, byDefault: true},
+		contender{name: overlaydContainers, about: "containers of a cluster of overlayd, with all that this kernel can do", wire: wireOffload,
+			kind: lab.Overlayd, containers: true, baseline: kernelContainers, byDefault: true},
 		contender{name: kernelBareName, about: "the kernel's vxlan device, on a wire without tunnel offload", wire: wireBare, kind: lab.Kernel, baseline: kernelBareName, byDefault: true},
 		contender{name: overlaydBare, about: "overlayd with all that this kernel can do, on a wire without tunnel offload", wire: wireBare, kind: lab.Overlayd, baseline: kernelBareName, byDefault: true})
 }
@@ -103,10 +110,18 @@ const (
 	underlayDevice = "eth0"
 )
 
-// scenario is the lab of a contender.
-func (c *contender) scenario() lab.Scenario {
-	sc := lab.Scenario{Name: "bench-" + c.name, About: c.about, Topology: lab.Direct}
-	for i := range 2 {
+// networkVNI is that of the network.
+const networkVNI = 42
+
+// subnetOf is the subnet of the network with this VNI, of 255 at most.
+func subnetOf(vni uint32) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(vni), 0, 0}), 24)
+}
+
+// hosts is a lab of so many hosts, without a network.
+func (c *contender) hosts(name string, n int, t lab.Topology) lab.Scenario {
+	sc := lab.Scenario{Name: name, About: c.about, Topology: t}
+	for i := range n {
 		sc.Hosts = append(sc.Hosts, lab.HostSpec{
 			Name:     fmt.Sprintf("h%d", i+1),
 			Underlay: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 24)},
@@ -114,13 +129,33 @@ func (c *contender) scenario() lab.Scenario {
 			Overlayd: lab.OverlaydSettings{Disable: c.disable},
 		})
 	}
-	if c.kind != "" {
-		sc.Networks = []lab.NetworkSpec{{
-			Name:    network,
-			VNI:     42,
-			Subnets: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, 0, 0}), 24)},
-			Members: map[string]lab.Kind{"h1": c.kind, "h2": c.kind},
-		}}
+	return sc
+}
+
+// network is one of which these hosts are members, all of the contender's kind.
+func (c *contender) network(name string, vni uint32, members ...lab.HostSpec) lab.NetworkSpec {
+	n := lab.NetworkSpec{Name: name, VNI: vni, Subnets: []netip.Prefix{subnetOf(vni)}, Members: make(map[string]lab.Kind)}
+	for _, h := range members {
+		n.Members[h.Name] = c.kind
+	}
+	return n
+}
+
+// scenario is the lab of a contender: two hosts.
+func (c *contender) scenario() lab.Scenario {
+	sc := c.hosts("bench-"+c.name, 2, lab.Direct)
+	switch {
+	case c.kind == "", c.containers && c.kind == lab.Kernel: // what there is in the way of networks is made of cabins
+	case c.containers:
+		n := lab.NetworkSpec{Name: network, VNI: networkVNI, Subnets: []netip.Prefix{subnetOf(networkVNI)}}
+		for i, role := range []lab.Role{lab.Manager, lab.Worker} {
+			name := fmt.Sprintf("c%d", i+1)
+			sc.Hosts[i].Cluster, sc.Hosts[i].Containers = role, []string{name}
+			n.Endpoints = append(n.Endpoints, lab.EndpointSpec{Container: name})
+		}
+		sc.Networks = []lab.NetworkSpec{n}
+	default:
+		sc.Networks = []lab.NetworkSpec{c.network(network, networkVNI, sc.Hosts...)}
 	}
 	return sc
 }

@@ -30,7 +30,8 @@ func packets(name string, size, flows int) workload {
 				{Name: "reordered", Title: "REORDERED", Unit: "datagrams", Better: report.Less},
 			},
 		},
-		run: func(ctx context.Context, p path, t timing) ([]float64, error) {
+		run: func(ctx context.Context, s *stand, t timing) ([]float64, error) {
+			p := s.path
 			c := load.UDPConfig{From: p.from, To: p.to, Address: p.address, Size: size, Flows: flows, Duration: t.warmup}
 			if t.warmup > 0 {
 				if _, err := load.UDP(ctx, c); err != nil {

@@ -21,11 +21,13 @@ func roundTrips(name string, busy bool) workload {
 			About:   "Round trip of 1 byte over TCP, there and back, one at a time on an idle path",
 			Metrics: []report.Metric{quantile("p50", "p50 us"), quantile("p99", "p99 us"), quantile("p999", "p99.9 us")},
 		},
-		run: measureRoundTrips,
+		run: func(ctx context.Context, s *stand, t timing) ([]float64, error) {
+			return measureRoundTrips(ctx, s.path, t)
+		},
 	}
 	if busy {
 		w.About = "Round trip of 1 byte over TCP, there and back, one at a time beside 1 flow of TCP as fast as it goes"
-		w.run = besideBulk
+		w.run = func(ctx context.Context, s *stand, t timing) ([]float64, error) { return besideBulk(ctx, s.path, t) }
 	}
 	return w
 }
@@ -75,7 +77,8 @@ func connections() workload {
 			About:   "TCP connections opened one after the other: thousands a second",
 			Metrics: []report.Metric{{Name: "connections", Title: "OPENED k/s", Unit: "k/s", Better: report.More, Compared: true, Digits: 2}},
 		},
-		run: func(ctx context.Context, p path, t timing) ([]float64, error) {
+		run: func(ctx context.Context, s *stand, t timing) ([]float64, error) {
+			p := s.path
 			c := load.ConnectConfig{From: p.from, To: p.to, Address: p.address, Duration: t.warmup}
 			if t.warmup > 0 {
 				if _, err := load.Connect(ctx, c); err != nil {

@@ -2,6 +2,8 @@ package compare
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/overlayd/overlayd/bench/report"
@@ -9,24 +11,42 @@ import (
 
 // method says what is done, for those who read the numbers.
 func (p *plan) method() report.Method {
-	return report.Method{
+	m := report.Method{
 		Rounds:   p.Rounds,
 		Duration: p.duration.Seconds(),
 		Warmup:   p.warmup.Seconds(),
+		Quiet:    p.quiet().Seconds(),
 		Notes: []string{
 			fmt.Sprintf("Rounds: %d. Each takes the workloads one after the other and, within each, all contenders in turn. "+
-				"Shown are the median and the extremes of the rounds. x KERNEL is the median as a multiple of that of the kernel's device on the same wire, of this run.", p.Rounds),
+				"Shown are the median and the extremes of the rounds. x KERNEL is the median as a multiple of that of the kernel's device on the same wire, attached in the same way, of this run.", p.Rounds),
 			"Each contender has two network namespaces of its own at the two ends of one veth, without a router or a bridge in between. " +
-				"All are up during the whole run; one at a time has traffic.",
+				"All are up during the whole run; one at a time has traffic. Those with containers have one on each host, joined by a veth to a bridge in a namespace " +
+				"that also has the vxlan device or the TAP.",
 			fmt.Sprintf("Measured for %v each time, after %v of the same traffic that is left out: in TCP in the same connections, so that no slow start is measured. "+
 				"Resolution of addresses and learning are over before.", p.duration, p.warmup),
 			"TCP is the payload that reached the receiving program between two looks at the running flows. UDP is sent by sendmmsg, without segmentation offload, " +
 				"and without a limit; AT RECEIVER is the part of all that was lost in the receiving program's own socket, behind the contender.",
 			"Round trips are whole ones, there and back.",
+			fmt.Sprintf("Daemons are watched for %v without traffic before the first round. Memory is what was resident of the process at most during a workload, in any round.", p.quiet()),
 			"The traffic is made and counted on the same cores, by overlayctl. CPU seconds are those of the whole machine: of the generators, the contender, " +
 				"the kernel, and of whatever else runs. The kernel counts them in ticks of 10 ms, and what the hypervisor gave to others is not in them.",
 		},
 	}
+	if slices.ContainsFunc(p.workloads, func(w workload) bool { return w.scene != nil }) {
+		m.Notes = append(m.Notes, "For "+sceneNames(p.workloads)+" hosts of their own, joined by a bridge, are made for each measurement and removed after it. The host that sends is the first.")
+	}
+	return m
+}
+
+// sceneNames are the workloads that have labs of their own.
+func sceneNames(all []workload) string {
+	var names []string
+	for _, w := range all {
+		if w.scene != nil {
+			names = append(names, w.Name)
+		}
+	}
+	return strings.Join(names, " and ")
 }
 
 // What is worth a warning.

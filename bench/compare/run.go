@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"time"
 
+	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/bench/report"
 )
 
@@ -19,11 +21,15 @@ type Options struct {
 	Duration   time.Duration // of each measurement
 	Warmup     time.Duration // of traffic before each that is not measured; may be 0
 	Overlayd   string        // path of the daemon's binary; needed when a contender runs it
+	Overlayctl string        // path of the operator's command line; needed when a contender has a cluster
 	Progress   io.Writer     // a line for each step; nil = nobody watches
 }
 
 // The shortest measurement that the clocks of the kernel, of 10 ms, have something to say about.
 const leastDuration = 100 * time.Millisecond
+
+// quietDuration is long enough for a daemon's own timers, of which the slowest go every few seconds.
+const quietDuration = 5 * time.Second
 
 // plan is what Options ask for.
 type plan struct {
@@ -50,8 +56,30 @@ func (o Options) plan() (*plan, error) {
 	if p.contenders, err = chooseContenders(o.Contenders); err != nil {
 		return nil, err
 	}
-	p.workloads, err = chooseWorkloads(o.Workloads)
-	return p, err
+	if p.workloads, err = chooseWorkloads(o.Workloads); err != nil {
+		return nil, err
+	}
+	return p, p.fit()
+}
+
+// fit leaves out the workloads that no contender can be measured with. It is an error if one of them was named.
+func (p *plan) fit() error {
+	var fitting []workload
+	for _, w := range p.workloads {
+		switch {
+		case slices.ContainsFunc(p.contenders, func(c contender) bool { return w.suits(&c) }):
+			fitting = append(fitting, w)
+		case slices.Contains(p.Workloads, w.Name):
+			return fmt.Errorf("the workload %s is of hosts on the wire with tunnel offload, and no contender that is named has them: add %s", w.Name, overlaydName)
+		}
+	}
+	p.workloads = fitting
+	return nil
+}
+
+// programs are the binaries that labs need.
+func (p *plan) programs() lab.Options {
+	return lab.Options{Overlayd: p.Overlayd, Overlayctl: p.Overlayctl}
 }
 
 // Run measures. A measurement that fails is told in the report and the others go on; what makes it pointless
@@ -62,11 +90,11 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &report.Report{Schema: report.Schema, Start: time.Now().UTC().Truncate(time.Second), Method: p.method(), Floors: floors()}
+	r := &report.Report{Schema: report.Schema, Start: time.Now().UTC().Truncate(time.Second), Method: p.method(), Floors: floors(), Limits: limits()}
 	for _, w := range p.workloads {
 		r.Workloads = append(r.Workloads, w.Workload)
 	}
-	a, err := bringUp(ctx, p.contenders, o.Overlayd, p.Progress)
+	a, err := bringUp(ctx, p.contenders, p.programs(), p.Progress)
 	if err != nil {
 		return nil, interrupted(ctx, err)
 	}
@@ -96,7 +124,7 @@ func (p *plan) measure(ctx context.Context, a *arena, r *report.Report) error {
 		return err
 	}
 	e := &r.Environment
-	if e.BusyBefore, err = busyNow(ctx, min(p.duration, time.Second)); err != nil {
+	if e.BusyBefore, err = a.settle(ctx, p.quiet()); err != nil {
 		return err
 	}
 	start := time.Now()
@@ -108,6 +136,9 @@ func (p *plan) measure(ctx context.Context, a *arena, r *report.Report) error {
 	for round := 1; round <= p.Rounds; round++ {
 		for _, w := range p.workloads {
 			for _, s := range a.stands {
+				if !w.suits(&s.contender) {
+					continue
+				}
 				if err := p.turn(ctx, &b, r, round, &w, s); err != nil {
 					return err
 				}
@@ -122,8 +153,8 @@ func (p *plan) measure(ctx context.Context, a *arena, r *report.Report) error {
 	e.Bystanders = b.cores()
 	r.Warnings = p.warnings(e)
 	for _, s := range a.stands {
-		entry := s.entry()
-		if entry.Daemon, err = s.ask(ctx); err != nil { // the numbers stand without it
+		entry, err := s.entry(ctx)
+		if err != nil { // the numbers stand without it
 			r.Warnings = append(r.Warnings, err.Error())
 		}
 		if entry.Daemon != nil {
@@ -137,22 +168,11 @@ func (p *plan) measure(ctx context.Context, a *arena, r *report.Report) error {
 // turn is one measurement. Its error is one of the whole run.
 func (p *plan) turn(ctx context.Context, b *bystanders, r *report.Report, round int, w *workload, s *stand) error {
 	say := fmt.Sprintf("round %d of %d  %-*s  %-*s ", round, p.Rounds, p.workloadWidth(), w.Name, p.nameWidth(), s.name)
-	// What the turn before left behind is not to be collected at the cost of this one.
-	runtime.GC()
-	b.begin(s)
-	err := s.alive()
-	var values []float64
-	if err == nil {
-		values, err = w.run(ctx, s.path, p.timing)
-	}
-	b.end(s)
+	values, err := p.take(ctx, b, w, s)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if err != nil {
-		if dead := s.alive(); dead != nil {
-			err = dead
-		}
 		r.Fail(s.name, w.Name, round, err)
 		say += "failed: " + err.Error()
 	} else {
@@ -163,6 +183,37 @@ func (p *plan) turn(ctx context.Context, b *bystanders, r *report.Report, round 
 		return fmt.Errorf("say what was measured: %w", err)
 	}
 	return nil
+}
+
+// take measures once with a contender: in its lab, or in the scene of the workload.
+func (p *plan) take(ctx context.Context, b *bystanders, w *workload, s *stand) (values []float64, err error) {
+	at := s
+	if w.scene != nil {
+		if at, err = raise(ctx, s.contender, w.scene(&s.contender), p.programs()); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err == nil {
+				err = s.notes.noteLosses(ctx, at)
+			}
+			err = errors.Join(err, at.close())
+		}()
+	}
+	if err := errors.Join(at.alive(), at.watchPeaks()); err != nil {
+		return nil, err
+	}
+	// What the turn before left behind is not to be collected at the cost of this one.
+	runtime.GC()
+	b.begin(s)
+	values, err = w.run(ctx, at, p.timing)
+	b.end(s)
+	if err != nil {
+		if dead := at.alive(); dead != nil {
+			err = dead
+		}
+		return nil, err
+	}
+	return values, s.notes.notePeaks(w.Name, at)
 }
 
 func (p *plan) workloadWidth() int {
@@ -180,6 +231,9 @@ func (p *plan) nameWidth() int {
 	}
 	return width
 }
+
+// quiet is how long is looked at what there is while nothing is measured.
+func (p *plan) quiet() time.Duration { return min(quietDuration, 5*p.duration) }
 
 // busyNow is how many cores are busy while nothing is measured.
 func busyNow(ctx context.Context, d time.Duration) (float64, error) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/bench/load"
 	"github.com/overlayd/overlayd/bench/report"
 )
@@ -27,13 +28,21 @@ type timing struct {
 // workload is one kind of traffic. run returns a value for each metric, in their order.
 type workload struct {
 	report.Workload
-	run func(ctx context.Context, p path, t timing) ([]float64, error)
+	run func(ctx context.Context, s *stand, t timing) ([]float64, error)
+	// scene, if set, is a lab of its own that the workload needs of a contender. It is up for one measurement only.
+	scene func(c *contender) lab.Scenario
+}
+
+// suits reports whether the workload can be measured with a contender. Scenes are of hosts.
+func (w *workload) suits(c *contender) bool {
+	return w.scene == nil || c.kind != "" && !c.containers && c.wire.name == wireOffload.name
 }
 
 // Names that floors refer to.
 const (
 	oneFlow    = "tcp-1"
 	throughput = "throughput"
+	cpuPerGB   = "cpu_per_gb"
 )
 
 // workloads are all that there are, in the order in which they are run and shown.
@@ -44,6 +53,8 @@ func workloads() []workload {
 		packets("udp-64", 64, 1), packets("udp-512", 512, 1), packets("udp-mtu", fullDatagram, 1), packets("udp-64-flows", 64, 64),
 		roundTrips("rtt-tcp", false), roundTrips("rtt-tcp-busy", true),
 		connections(),
+		peers("peers-16", 16),
+		table("table-1m", 1_000_000, 100_000),
 	}
 }
 
@@ -67,19 +78,3 @@ func chooseWorkloads(names []string) ([]workload, error) {
 
 // errNothing says that a path is dead though nobody complained.
 var errNothing = errors.New("nothing arrived")
-
-// floors are the least that is asked for, and further below what is aimed at.
-func floors() []report.Floor {
-	return []report.Floor{
-		{Contender: overlaydName, Workload: oneFlow, Metric: throughput, Limit: 0.6},
-		{Contender: overlaydBare, Workload: oneFlow, Metric: throughput, Limit: 1.2},
-		{Contender: overlaydName, Workload: oneFlow, Metric: throughput, Limit: 0.8},
-		{Contender: overlaydBare, Workload: oneFlow, Metric: throughput, Limit: 1.7},
-		{Contender: overlaydName, Workload: "tcp-4", Metric: throughput, Limit: 0.55},
-		{Contender: overlaydName, Workload: "udp-64", Metric: "received", Limit: 1},
-		{Contender: overlaydName, Workload: "udp-64-flows", Metric: "received", Limit: 0.7},
-		{Contender: overlaydName, Workload: "rtt-tcp", Metric: "p50", Limit: 1.6},
-		{Contender: overlaydName, Workload: "rtt-tcp-busy", Metric: "p99", Limit: 2},
-		{Contender: overlaydName, Workload: oneFlow, Metric: "cpu_per_gb", Limit: 2},
-	}
-}

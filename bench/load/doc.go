@@ -1,8 +1,8 @@
 // Package load makes traffic between network namespaces and checks what arrives: ICMP and ICMPv6 echo, TCP
 // in bulk with throughput and SHA-256, UDP streams with loss, reorder, duplicates and corruption counted,
-// UDP of every size echoed, broadcast and multicast, and request-response round trips. It needs no external
-// tool. Both ends of a measurement live in this process: each opens its socket inside its namespace, and
-// works on it from anywhere afterwards.
+// UDP of every size echoed, broadcast and multicast, request-response round trips, connections, and stations
+// that announce themselves to a VTEP. It needs no external tool. Both ends of a measurement live in this
+// process: each opens its socket inside its namespace, and works on it from anywhere afterwards.
 //
 // What is measured includes the cost of the generators, which share the CPUs with the overlay. They are
 // kept small: TCP moves 256 KB a call, UDP 64 datagrams a call, round trips use blocking system calls

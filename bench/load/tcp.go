@@ -40,14 +40,21 @@ const (
 type TCPConfig struct {
 	From, To  Namespace
 	Address   netip.Addr // of To
+	Others    []Receiver // further hosts that as many connections go to
 	Direction Direction
-	Flows     int             // connections; 0 = 1
+	Flows     int             // connections to each host; 0 = 1
 	Bytes     int64           // for each flow and direction; 0 = as many as Duration allows
 	Duration  time.Duration   // of sending, when Bytes is 0; 0 = 1 s
 	Warmup    time.Duration   // of sending before Duration, outside of the result; only when Bytes is 0
 	OnWindow  func(open bool) // if set, called when what is measured begins and when it ends; only when Bytes is 0
 	Verify    bool            // send data that never repeat and compare SHA-256 of what was sent and received
 	Stall     time.Duration   // give up when no byte arrives for so long; 0 = 10 s
+}
+
+// Receiver is a host that is connected to.
+type Receiver struct {
+	To      Namespace
+	Address netip.Addr // of To
 }
 
 // Transfer is what one direction moved, over all flows. With Warmup or OnWindow it is what was moved between
@@ -172,14 +179,24 @@ func (b *bulk) close() {
 	}
 }
 
-// connect opens all flows. The net package makes the socket of a literal address on the calling goroutine,
-// which is what puts it into the namespace.
+// connect opens all flows.
 func (b *bulk) connect(ctx context.Context) error {
+	for _, r := range append([]Receiver{{b.config.To, b.config.Address}}, b.config.Others...) {
+		if err := b.connectTo(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// connectTo opens the flows to one host. The net package makes the socket of a literal address on the calling goroutine,
+// which is what puts it into the namespace.
+func (b *bulk) connectTo(ctx context.Context, r Receiver) error {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
 	var ln net.Listener
-	if err := b.config.To.Do(func() (err error) {
-		ln, err = lc.Listen(ctx, "tcp", netip.AddrPortFrom(b.config.Address, 0).String())
+	if err := r.To.Do(func() (err error) {
+		ln, err = lc.Listen(ctx, "tcp", netip.AddrPortFrom(r.Address, 0).String())
 		return err
 	}); err != nil {
 		return err

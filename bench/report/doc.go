@@ -1,6 +1,7 @@
 // Package report is the result of a benchmark: what was measured, on what, how, and how each contender stands
-// to the kernel's VXLAN of the same run. It computes medians and ratios from the samples, prints them as
-// tables for people and reads and writes them as JSON.
+// to the kernel's VXLAN of the same run, what its daemons used, and which floors and limits were kept. It
+// computes medians and ratios from the samples, prints them as tables for people and reads and writes them as
+// JSON.
 //
 // A Report knows nothing of networks: contenders, workloads and metrics are names with explanations, so that
 // new ones need no change here. In the JSON every quantity has its unit in its name or in the metric that it

@@ -18,6 +18,7 @@ type Report struct {
 	Results     []Result    `json:"results"`
 	Failures    []Failure   `json:"failures,omitempty"`
 	Floors      []Floor     `json:"floors,omitempty"`
+	Limits      []Limit     `json:"limits,omitempty"`
 }
 
 // Environment is what the numbers depend on and a reader cannot see.
@@ -52,6 +53,7 @@ type Method struct {
 	Rounds   int      `json:"rounds"`
 	Duration float64  `json:"duration_seconds"` // of each measurement
 	Warmup   float64  `json:"warmup_seconds"`   // of traffic before each, not measured
+	Quiet    float64  `json:"quiet_seconds"`    // without any traffic, before the first
 	Notes    []string `json:"notes"`            // what was done, and what is in the numbers and what is not
 }
 
@@ -71,7 +73,11 @@ type Daemon struct {
 	Queues   int       `json:"queues"`
 	MTU      int       `json:"mtu"`
 	Features []Feature `json:"features"`
-	// What both lost in the whole run, by reason. Below those: frames and datagrams that the kernel dropped
+	// Of the daemon that used most: percent of a core while there was no traffic at all, and the most memory that was
+	// resident during each workload.
+	IdlePercent *float64          `json:"idle_cpu_percent,omitempty"`
+	PeakBytes   map[string]uint64 `json:"peak_resident_bytes,omitempty"`
+	// What all of them lost in the whole run, by reason. Below those: frames and datagrams that the kernel dropped
 	// in front of them.
 	Drops           map[string]uint64 `json:"drops,omitempty"`
 	TAPOverflow     uint64            `json:"tap_overflow"`
@@ -150,6 +156,26 @@ type Floor struct {
 	Workload  string   `json:"workload"`
 	Metric    string   `json:"metric"`
 	Limit     float64  `json:"limit"`
-	Ratio     *float64 `json:"ratio"` // null: not measured
+	Goal      float64  `json:"goal,omitempty"` // what is aimed at beyond that; 0 = nothing
+	Ratio     *float64 `json:"ratio"`          // null: not measured
 	Met       bool     `json:"met"`
 }
+
+// Limit is the most that each daemon of a contender may use.
+type Limit struct {
+	Contender string   `json:"contender"`
+	Quantity  Quantity `json:"quantity"`
+	Most      float64  `json:"most"`
+	Value     *float64 `json:"value"`              // null: not measured
+	Workload  string   `json:"workload,omitempty"` // in which it was, if it was in one
+	Met       bool     `json:"met"`
+}
+
+// Quantity is something that a daemon uses. The words are those of the fields of Daemon.
+type Quantity string
+
+// The quantities.
+const (
+	Idle   Quantity = "idle_cpu_percent"
+	Memory Quantity = "peak_resident_bytes" // in any workload
+)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ var update = flag.Bool("update", false, "write what is printed to testdata inste
 
 // sample is a report with everything in it: two wires, a round that failed, floors of all verdicts.
 func sample() *Report {
+	idle := 0.25
 	r := &Report{
 		Schema:   Schema,
 		Start:    time.Date(2026, 11, 21, 10, 20, 30, 0, time.UTC),
@@ -33,7 +35,7 @@ func sample() *Report {
 				{Name: "bare", About: "wire without tunnel offload", MTU: 1500, Offloads: map[string]bool{"tx-udp_tnl-segmentation": false, "rx-gro": false}},
 			},
 		},
-		Method: Method{Rounds: 3, Duration: 4, Warmup: 0.5, Notes: []string{
+		Method: Method{Rounds: 3, Duration: 4, Warmup: 0.5, Quiet: 5, Notes: []string{
 			"Three rounds, and a note that is long enough to be broken into two lines by the printer, as long as these lines are narrower than that.",
 		}},
 		Contenders: []Contender{
@@ -41,8 +43,9 @@ func sample() *Report {
 			{Name: "kernel", About: "the kernel's VXLAN", Wire: "offload", Baseline: "kernel"},
 			{Name: "overlayd", About: "overlayd as it is", Wire: "offload", Baseline: "kernel", Daemon: &Daemon{
 				Version: "v0.1.0", Backend: "vnet", Queues: 2, MTU: 1450,
-				Features: []Feature{{Name: "udp-gso", On: true}, {Name: "tap-uso", Reason: "the kernel says: invalid argument"}},
-				Drops:    map[string]uint64{"send_no_buffer": 12, "fdb_miss": 1}, TAPOverflow: 7, ReceiveOverflow: 9,
+				Features:    []Feature{{Name: "udp-gso", On: true}, {Name: "tap-uso", Reason: "the kernel says: invalid argument"}},
+				IdlePercent: &idle, PeakBytes: map[string]uint64{"tcp-1": 90_500_000, "rtt": 30e6},
+				Drops: map[string]uint64{"send_no_buffer": 12, "fdb_miss": 1}, TAPOverflow: 7, ReceiveOverflow: 9,
 			}},
 			{Name: "kernel-bare", About: "the kernel's VXLAN", Wire: "bare", Baseline: "kernel-bare"},
 			{Name: "overlayd-bare", About: "overlayd as it is", Wire: "bare", Baseline: "kernel-bare"},
@@ -57,10 +60,18 @@ func sample() *Report {
 			}},
 		},
 		Floors: []Floor{
-			{Contender: "overlayd", Workload: "tcp-1", Metric: "throughput", Limit: 0.6},
+			{Contender: "overlayd", Workload: "tcp-1", Metric: "throughput", Limit: 0.6, Goal: 1},
 			{Contender: "overlayd-bare", Workload: "tcp-1", Metric: "throughput", Limit: 1.2},
 			{Contender: "overlayd", Workload: "rtt", Metric: "p50", Limit: 1.6},
 			{Contender: "overlayd-water", Workload: "tcp-1", Metric: "throughput", Limit: 0.1},
+			{Contender: "overlayd-water", Workload: "tcp-1", Metric: "resent", Limit: 0.1},
+			{Contender: "overlayd-water", Workload: "tcp-9", Metric: "throughput", Limit: 0.1},
+		},
+		Limits: []Limit{
+			{Contender: "overlayd", Quantity: Memory, Most: 80e6},
+			{Contender: "overlayd", Quantity: Idle, Most: 0.5},
+			{Contender: "overlayd-water", Quantity: Memory, Most: 80e6},
+			{Contender: "overlayd-bare", Quantity: Idle, Most: 0.5},
 		},
 	}
 	for round, values := range [][]float64{{18, 13.5, 9.5, 6, 7}, {18.5, 14, 9.0, 6.2, 7.2}, {17, 13.7, 9.6, 5.8, 7.1}} {
@@ -126,18 +137,42 @@ func TestSummary(t *testing.T) {
 		t.Errorf("samples beside a failed round: %+v", bare.Samples)
 	}
 	near("ratio of rounds that both have", bare.Ratio.Min, 103.0/93)
-	for i, want := range []string{"met", "MISSED", "met", "not measured"} {
-		if got := r.Floors[i].verdict(); got != want {
+	for i, want := range []string{"met", "MISSED", "met", "-"} {
+		f := r.Floors[i]
+		got := "-"
+		if f.Ratio != nil {
+			got = verdict(f.Met)
+		}
+		if got != want {
 			t.Errorf("floor %d is %s, want %s", i, got, want)
 		}
 	}
-	if missed := r.MissedFloors(); len(missed) != 2 {
-		t.Errorf("missed %+v", missed)
+	if l := r.Limits[0]; l.Value == nil || *l.Value != 90.5e6 || l.Workload != "tcp-1" || l.Met {
+		t.Errorf("limit of memory: %+v", l)
+	}
+	if l := r.Limits[1]; l.Value == nil || *l.Value != 0.25 || l.Workload != "" || !l.Met {
+		t.Errorf("limit of idling: %+v", l)
+	}
+	for _, l := range r.Limits[2:] {
+		if l.Value != nil || l.Met {
+			t.Errorf("limit of what was not measured: %+v", l)
+		}
+	}
+	if missed, all := r.Missed(); missed != 7 || all != 10 {
+		t.Errorf("%d of %d missed", missed, all)
 	}
 	before, _ := json.Marshal(r)
 	r.Summarise()
 	if again, _ := json.Marshal(r); !bytes.Equal(before, again) {
 		t.Error("a second summary differs")
+	}
+}
+
+func TestLosses(t *testing.T) {
+	d := &Daemon{Drops: map[string]uint64{"a": 1}, TAPOverflow: 1}
+	d.AddLosses(&Daemon{Drops: map[string]uint64{"a": 2, "b": 3}, TAPOverflow: 4, ReceiveOverflow: 5})
+	if want := (&Daemon{Drops: map[string]uint64{"a": 3, "b": 3}, TAPOverflow: 5, ReceiveOverflow: 5}); !reflect.DeepEqual(d, want) {
+		t.Errorf("%+v", d)
 	}
 }
 
@@ -190,7 +225,9 @@ func TestPrint(t *testing.T) {
 	r.Method.Rounds = 1
 	r.Environment.Wires = r.Environment.Wires[:1]
 	r.Contenders = r.Contenders[:3]
-	r.Failures, r.Floors, r.Warnings = nil, nil, nil
+	r.Failures, r.Floors, r.Limits, r.Warnings = nil, nil, nil, nil
+	// Who had no turn in a workload has no line there.
+	r.Results = slices.DeleteFunc(r.Results, func(x Result) bool { return x.Contender == "veth" && x.Workload == "rtt" })
 	if err := r.Print(&out); err != nil {
 		t.Fatal(err)
 	}

@@ -64,6 +64,38 @@ func (r *Report) Summarise() {
 			f.Met = *f.Ratio <= f.Limit
 		}
 	}
+	for i := range r.Limits {
+		l := &r.Limits[i]
+		l.Value, l.Workload = r.used(l)
+		l.Met = l.Value != nil && *l.Value <= l.Most
+	}
+}
+
+// used is what a limit is of, nil when it was not measured; and in which workload that was.
+func (r *Report) used(l *Limit) (value *float64, workload string) {
+	c := r.contender(l.Contender)
+	switch {
+	case c == nil || c.Daemon == nil:
+	case l.Quantity == Idle:
+		value = c.Daemon.IdlePercent
+	case l.Quantity == Memory:
+		for _, w := range r.Workloads {
+			peak, ok := c.Daemon.PeakBytes[w.Name]
+			if v := float64(peak); ok && (value == nil || v > *value) {
+				value, workload = &v, w.Name
+			}
+		}
+	}
+	return value, workload
+}
+
+// AddLosses adds what other daemons of the same contender have lost.
+func (d *Daemon) AddLosses(o *Daemon) {
+	for reason, n := range o.Drops {
+		d.Drops[reason] += n
+	}
+	d.TAPOverflow += o.TAPOverflow
+	d.ReceiveOverflow += o.ReceiveOverflow
 }
 
 func (res *Result) summarise() {
@@ -116,9 +148,19 @@ func (r *Report) Result(contender, workload, metric string) *Result {
 	return nil
 }
 
-// MissedFloors returns those that were not reached or not measured.
-func (r *Report) MissedFloors() []Floor {
-	return slices.DeleteFunc(slices.Clone(r.Floors), func(f Floor) bool { return f.Met })
+// Missed counts the floors and limits that were not kept or not measured, and all that there are.
+func (r *Report) Missed() (missed, all int) {
+	for _, f := range r.Floors {
+		if !f.Met {
+			missed++
+		}
+	}
+	for _, l := range r.Limits {
+		if !l.Met {
+			missed++
+		}
+	}
+	return missed, len(r.Floors) + len(r.Limits)
 }
 
 func (r *Report) contender(name string) *Contender {

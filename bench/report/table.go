@@ -18,14 +18,17 @@ const lineWidth = 110
 func (r *Report) Print(w io.Writer) error {
 	p := &printer{w: w}
 	p.head(r)
-	for i := range r.Workloads {
-		p.workload(r, &r.Workloads[i])
-	}
-	p.failures(r)
+	// What is read once comes first, so that what is looked for stands at the end, where a terminal stops.
 	p.contenders(r)
 	p.wires(r)
 	p.method(r)
+	for i := range r.Workloads {
+		p.workload(r, &r.Workloads[i])
+	}
+	p.daemons(r)
+	p.failures(r)
 	p.floors(r)
+	p.warnings(r)
 	if p.err != nil {
 		return fmt.Errorf("print the report: %w", p.err)
 	}
@@ -109,17 +112,27 @@ func (p *printer) head(r *Report) {
 	if e.Overlayd != "" {
 		about = append(about, "overlayd "+e.Overlayd)
 	}
-	about = append(about, e.Go)
+	if !strings.Contains(e.Overlayd, e.Go) {
+		about = append(about, e.Go)
+	}
 	p.text("  ", strings.Join(about, "; "))
 	p.text("  ", fmt.Sprintf("Cores in use by others: %.2f before the start, %.2f by contenders not in turn, %.2f by other guests of the hypervisor.",
 		e.BusyBefore, e.Bystanders, e.Steal))
+}
+
+func (p *printer) warnings(r *Report) {
+	if len(r.Warnings) == 0 {
+		return
+	}
+	p.printf("\n")
 	for _, warning := range r.Warnings {
-		p.text("  WARNING: ", warning)
+		p.text("WARNING: ", warning)
 	}
 }
 
 func (p *printer) workload(r *Report, w *Workload) {
-	p.printf("\n%s\n", w.About)
+	p.printf("\n")
+	p.text("", w.About)
 	spread := r.Method.Rounds > 1
 	title := row{"CONTENDER"}
 	for _, m := range w.Metrics {
@@ -134,6 +147,9 @@ func (p *printer) workload(r *Report, w *Workload) {
 	rows := []row{title}
 	wire := ""
 	for _, c := range r.Contenders {
+		if !r.tried(c.Name, w.Name) {
+			continue
+		}
 		if c.Wire != wire && len(r.Environment.Wires) > 1 {
 			rows = append(rows, row{"- " + r.wireAbout(c.Wire)})
 		}
@@ -141,6 +157,12 @@ func (p *printer) workload(r *Report, w *Workload) {
 		rows = append(rows, r.cells(&c, w, spread))
 	}
 	p.table(rows)
+}
+
+// tried reports whether the contender had a turn in the workload.
+func (r *Report) tried(contender, workload string) bool {
+	return slices.ContainsFunc(r.Results, func(x Result) bool { return x.Contender == contender && x.Workload == workload }) ||
+		slices.ContainsFunc(r.Failures, func(x Failure) bool { return x.Contender == contender && x.Workload == workload })
 }
 
 // cells are the line of one contender.
@@ -258,47 +280,5 @@ func (p *printer) method(r *Report) {
 	}
 	if len(settings) > 0 {
 		p.text("  - ", "Settings of the kernel: "+strings.Join(settings, "; ")+".")
-	}
-}
-
-func (p *printer) floors(r *Report) {
-	if len(r.Floors) == 0 {
-		return
-	}
-	p.printf("\nFloors\n")
-	rows := []row{{"OF", "HERE", "KERNEL", "x KERNEL", "ASKED", ""}}
-	for _, f := range r.Floors {
-		rows = append(rows, r.floor(&f))
-	}
-	p.table(rows)
-}
-
-// floor is the line of one floor, with the numbers that it was decided by.
-func (r *Report) floor(f *Floor) row {
-	here, there, times, asked := "-", "-", "-", "at least "
-	m, c := r.metric(f.Workload, f.Metric), r.contender(f.Contender)
-	if m != nil && m.Better == Less {
-		asked = "at most "
-	}
-	if m != nil && c != nil && f.Ratio != nil {
-		times = number(*f.Ratio, 3)
-		if own := r.Result(c.Name, f.Workload, f.Metric); own != nil {
-			here = number(own.Median, m.Digits) + " " + m.Unit
-		}
-		if base := r.Result(c.Baseline, f.Workload, f.Metric); base != nil {
-			there = number(base.Median, m.Digits) + " " + m.Unit
-		}
-	}
-	return row{fmt.Sprintf("%s of %s, %s", f.Metric, f.Workload, f.Contender), here, there, times, asked + number(f.Limit, 2), f.verdict()}
-}
-
-func (f *Floor) verdict() string {
-	switch {
-	case f.Ratio == nil:
-		return "not measured"
-	case f.Met:
-		return "met"
-	default:
-		return "MISSED"
 	}
 }

@@ -1,0 +1,145 @@
+package compare
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/overlayd/overlayd/bench/lab"
+	"github.com/overlayd/overlayd/bench/load"
+	"github.com/overlayd/overlayd/bench/report"
+)
+
+// scenes measures with a plan of workloads that are no part of the program.
+func scenes(t *testing.T, o Options, all ...workload) (*report.Report, error) {
+	t.Helper()
+	p, err := o.plan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.workloads = all
+	a, err := bringUp(t.Context(), p.contenders, p.programs(), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := a.closeAll(); err != nil {
+			t.Error(err)
+		}
+	}()
+	r := &report.Report{Schema: report.Schema}
+	for _, w := range all {
+		r.Workloads = append(r.Workloads, w.Workload)
+	}
+	err = p.measure(t.Context(), a, r)
+	r.Summarise()
+	return r, err
+}
+
+// TestSmallScenes measures with small relatives of the workloads that have labs of their own.
+func TestSmallScenes(t *testing.T) {
+	root(t)
+	o := Options{Contenders: []string{overlaydName}, Rounds: 1, Duration: 200 * time.Millisecond, Overlayd: binary}
+	r, err := scenes(t, o, peers("peers-3", 3), table("table-2k", 2000, 10_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkAll(t, r, 1)
+	d := r.Contenders[1].Daemon
+	if d == nil || d.PeakBytes["peers-3"] == 0 || d.PeakBytes["table-2k"] == 0 {
+		t.Errorf("the daemons are noted as %+v", d)
+	}
+}
+
+// TestSceneEnds looks at whether a scene is taken down when its measurement fails.
+func TestSceneEnds(t *testing.T) {
+	root(t)
+	var seen *stand
+	w := peers("peers-2", 2)
+	w.run = func(_ context.Context, s *stand, _ timing) ([]float64, error) {
+		seen = s
+		return nil, errors.New("it is as it is")
+	}
+	r, err := scenes(t, Options{Contenders: []string{kernelName}, Rounds: 1, Duration: 100 * time.Millisecond}, w)
+	if err != nil || len(r.Failures) != 1 || r.Failures[0].Error != "it is as it is" {
+		t.Errorf("%v, %+v", err, r.Failures)
+	}
+	if _, err := os.Stat(seen.lab.Dir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the lab of the scene is still there: %v", err)
+	}
+}
+
+// TestCabins looks at how the containers of kernel-containers are attached.
+func TestCabins(t *testing.T) {
+	root(t)
+	cs, err := chooseContenders([]string{kernelContainers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := raise(t.Context(), cs[0], cs[0].scenario(), lab.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for i, c := range s.cabins {
+		h := s.lab.Hosts()[i]
+		if got := devices(t, h); strings.Contains(got, "vxlan") || strings.Contains(got, "bridge") {
+			t.Errorf("%s has %s", h.Name(), got)
+		}
+		if got := devices(t, c.sandbox); got != "lo:device:65536 br0:bridge:1450 veth0:veth:1450 vxlan0:vxlan:1450" {
+			t.Errorf("the sandbox on %s has %s", h.Name(), got)
+		}
+		if got := devices(t, c.container); got != "lo:device:65536 eth0:veth:1450" {
+			t.Errorf("the container on %s has %s", h.Name(), got)
+		}
+		if !listens(t, h) || listens(t, c.sandbox) {
+			t.Errorf("%s: the socket of the vxlan device is not on the host", h.Name())
+		}
+	}
+	if s.path.from != load.Namespace(s.cabins[0].container) || s.path.to != load.Namespace(s.cabins[1].container) {
+		t.Error("the traffic is not between the containers")
+	}
+}
+
+// devices are those of a namespace: name, type and MTU, the loopback first, the others in alphabetical order.
+func devices(t *testing.T, ns load.Namespace) string {
+	t.Helper()
+	var out []string
+	err := ns.Do(func() error {
+		all, err := netlink.LinkList()
+		for _, l := range all {
+			out = append(out, l.Attrs().Name+":"+l.Type()+":"+strconv.Itoa(l.Attrs().MTU))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(out[1:])
+	return strings.Join(out, " ")
+}
+
+// listens reports whether the port of VXLAN is open in a namespace.
+func listens(t *testing.T, ns load.Namespace) bool {
+	t.Helper()
+	var text []byte
+	if err := ns.Do(func() (err error) {
+		text, err = os.ReadFile("/proc/thread-self/net/udp")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(text), ":12B5 ") // 4789
+}
