@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,7 +152,10 @@ func TestWorkerProposals(t *testing.T) {
 	for name, c := range map[string]*statev1.Command{
 		"promote itself":          update(&statev1.UpdateNode{Id: w.id(), Role: boss}),
 		"demote a manager":        update(&statev1.UpdateNode{Id: a.id(), Role: worker}),
-		"change its own address":  update(&statev1.UpdateNode{Id: w.id(), Addresses: []string{"192.0.2.1"}}),
+		"change other addresses":  update(&statev1.UpdateNode{Id: a.id(), Addresses: []string{"192.0.2.1"}}),
+		"take another's address":  update(&statev1.UpdateNode{Id: w.id(), Addresses: a.Tables().Node(a.id()).Addresses}),
+		"rename itself as well":   update(&statev1.UpdateNode{Id: w.id(), Addresses: []string{"192.0.2.1"}, Name: "a2"}),
+		"promote itself as well":  update(&statev1.UpdateNode{Id: w.id(), Addresses: []string{"192.0.2.1"}, Role: boss}),
 		"add a node":              {Kind: &statev1.Command_AddNode{AddNode: &statev1.AddNode{Node: a.Tables().Node(w.id())}}},
 		"remove another node":     remove(a.id(), true),
 		"an endpoint elsewhere":   endpoint(blue, a.id(), "x"),
@@ -181,6 +185,12 @@ func TestWorkerProposals(t *testing.T) {
 	}
 	if err := ask(&statev1.Command{Kind: &statev1.Command_RemoveEndpoint{RemoveEndpoint: &statev1.RemoveEndpoint{Id: own}}}, false); err != nil {
 		t.Error(err)
+	}
+	more := append(a.Tables().Node(w.id()).Addresses, "192.0.2.1")
+	if err := ask(update(&statev1.UpdateNode{Id: w.id(), Addresses: more}), false); err != nil {
+		t.Error(err)
+	} else if got := a.Tables().Node(w.id()).Addresses; !slices.Equal(got, more) {
+		t.Errorf("the addresses are %v, want %v", got, more)
 	}
 	if err := ask(remove(w.id(), true), false); err != nil {
 		t.Error(err)

@@ -20,7 +20,8 @@ type local struct {
 	ClusterID   string       `json:"cluster_id"`
 	NodeID      string       `json:"node_id"`
 	Name        string       `json:"name"`
-	Addresses   []netip.Addr `json:"addresses"`
+	Addresses   []netip.Addr `json:"addresses"` // when it became a member
+	Choice      Choice       `json:"choice"`
 	ControlPort uint16       `json:"control_port"`
 	GossipPort  uint16       `json:"gossip_port"`
 	Managers    []manager    `json:"managers"`    // as last heard

@@ -200,7 +200,7 @@ func (m *member) listen() netip.Addr {
 	if a := m.node.cfg.Listen; a.IsValid() {
 		return a
 	}
-	if slices.ContainsFunc(m.local.Addresses, netip.Addr.Is6) {
+	if slices.ContainsFunc(m.addresses(), netip.Addr.Is6) {
 		return netip.IPv6Unspecified() // takes IPv4 as well
 	}
 	return netip.IPv4Unspecified()

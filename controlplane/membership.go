@@ -36,6 +36,15 @@ const (
 type Options struct {
 	Name      string       // unique among the nodes
 	Addresses []netip.Addr // candidate underlay addresses, the preferred one first
+	Choice    Choice       // how Addresses came about
+}
+
+// Choice says how a node came to its addresses, so that it can be made again when those of the host change. The node remembers
+// it, and uses it for nothing else.
+type Choice struct {
+	Stated  []netip.Addr `json:"stated,omitempty"` // by the operator
+	Derived bool         `json:"derived"`          // those on its interfaces were not stated but follow its routes
+	Toward  netip.Addr   `json:"toward"`           // the one whose route comes first; invalid = the default route
 }
 
 // Tokens let hosts join. Keep them secret.
@@ -324,7 +333,7 @@ func (n *Node) newLocal(o Options) (*local, error) {
 		name = plainName(name)
 	}
 	return &local{
-		NodeID: identity.NewID(), Name: name, Addresses: o.Addresses,
+		NodeID: identity.NewID(), Name: name, Addresses: o.Addresses, Choice: o.Choice,
 		ControlPort: n.cfg.ControlPort, GossipPort: n.cfg.GossipPort,
 	}, nil
 }

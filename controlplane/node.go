@@ -175,6 +175,15 @@ func (n *Node) Self() (nodeID, clusterID string) {
 	return "", ""
 }
 
+// Choice says how this node came to its addresses when it became a member; it is zero if it is none, or became one of an older
+// version.
+func (n *Node) Choice() Choice {
+	if m := n.member.Load(); m != nil {
+		return m.local.Choice
+	}
+	return Choice{}
+}
+
 // Tables is this node's copy of the state, for reading. It may be behind the managers; see Fresh.
 func (n *Node) Tables() *state.Replica { return n.replica }
 

@@ -125,6 +125,9 @@ func retry(ctx context.Context, f func() error) error {
 	}
 }
 
+// errNoLeader is what a manager says that cannot tell where a command is to go.
+var errNoLeader = errors.New("this manager does not lead, and knows of no leader")
+
 // route has a command applied by this node, if it leads, or else takes it to where it can be.
 func (m *member) route(ctx context.Context, req *peerv1.ProposeRequest) (*peerv1.ProposeResponse, error) {
 	s := m.seat.Load()
@@ -143,15 +146,24 @@ func (m *member) route(ctx context.Context, req *peerv1.ProposeRequest) (*peerv1
 		return &peerv1.ProposeResponse{Result: result, Index: s.store.Index()}, nil
 	case !errors.As(err, &elsewhere):
 		return nil, unavailable(err)
-	case req.Forwarded || elsewhere.LeaderID == "" || elsewhere.LeaderID == m.local.NodeID:
-		return nil, unavailable(errors.New("this manager does not lead, and knows of no leader"))
+	case req.Forwarded:
+		return nil, unavailable(errNoLeader)
 	}
 	req.Forwarded = true
 	var res *peerv1.ProposeResponse
-	err = m.askOne(ctx, manager{ID: elsewhere.LeaderID, Address: elsewhere.LeaderAddress}, callTimeout, func(ctx context.Context, p peerv1connect.PeerServiceClient) (err error) {
+	ask := func(ctx context.Context, p peerv1connect.PeerServiceClient) (err error) {
 		res, err = p.Propose(ctx, req)
 		return err
-	})
+	}
+	if elsewhere.LeaderID == "" || elsewhere.LeaderID == m.local.NodeID {
+		// The leader may be there and not reach this manager, whose address has changed, say: one of the others is it.
+		err := m.askManagers(ctx, callTimeout, ask)
+		if err != nil && isTransient(err) {
+			err = unavailable(errNoLeader)
+		}
+		return res, err
+	}
+	err = m.askOne(ctx, manager{ID: elsewhere.LeaderID, Address: elsewhere.LeaderAddress}, callTimeout, ask)
 	return res, err
 }
 

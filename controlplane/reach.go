@@ -41,6 +41,21 @@ func (m *member) reachedAt(address string) []string {
 	return out
 }
 
+// addresses returns those of this node: as its copy of the state has them, since they may have changed, or else as they were
+// when it became a member. There is one at least.
+func (m *member) addresses() []netip.Addr {
+	var out []netip.Addr
+	for _, s := range m.node.replica.Node(m.local.NodeID).GetAddresses() {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	if len(out) == 0 {
+		return m.local.Addresses
+	}
+	return out
+}
+
 // nodes returns the nodes that this one knows of: as the managers agreed, if it is one of them, for that may be ahead of its
 // copy.
 func (m *member) nodes() []*statev1.Node {

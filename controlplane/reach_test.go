@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/overlayd/overlayd/controlplane/state"
 )
 
 // behind returns how a host appears whose preferred address nobody here can use, such as one of a network inside of which
@@ -117,7 +119,7 @@ func TestGossipBind(t *testing.T) {
 		"192.0.2.1 2001:db8::1": "[::]:7790 0.0.0.0:7790",
 		"2001:db8::1":           "[::]:7790 0.0.0.0:7790",
 	} {
-		m := &member{node: &Node{}, local: &local{GossipPort: 7790}}
+		m := &member{node: &Node{replica: state.NewReplica()}, local: &local{GossipPort: 7790}}
 		for _, s := range strings.Fields(list) {
 			m.local.Addresses = append(m.local.Addresses, netip.MustParseAddr(s))
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/peer/v1/peerv1connect"
@@ -205,6 +206,10 @@ func (s *seat) allowed(id string, c *statev1.Command) error {
 		return nil
 	case *statev1.Command_RemoveNode:
 		return own(k.RemoveNode.GetId())
+	case *statev1.Command_UpdateNode:
+		if u := k.UpdateNode; proto.Equal(u, &statev1.UpdateNode{Id: u.GetId(), Addresses: u.GetAddresses()}) {
+			return own(u.GetId()) // where it is, each knows best
+		}
 	}
 	return errors.New("only managers may do this: run it on a manager")
 }

@@ -381,7 +381,7 @@ func (m *member) openGossip() (*gossip.Gossip, error) {
 	return gossip.New(gossip.Config{
 		NodeID: m.local.NodeID, Cluster: m.local.ClusterID,
 		Bind:       m.gossipBind(),
-		Advertise:  netip.AddrPortFrom(m.local.Addresses[0], m.local.GossipPort),
+		Advertise:  netip.AddrPortFrom(m.addresses()[0], m.local.GossipPort),
 		Addresses:  m.gossipsAt,
 		Keys:       keys,
 		PacketSize: m.node.gossipPayload,

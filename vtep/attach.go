@@ -62,6 +62,7 @@ func (v *VTEP) attach(n *network, a Attachment) (*attachment, error) {
 		n.stations.remove(n.fwd, old.MAC, true)
 	}
 	// Registered before it says its first word, and as before if it comes to nothing.
+	fresh := news(n, a.MAC, addressesOf(a.Addresses))
 	undo := n.stations.swap(n.fwd, a.MAC, fdb.Local, addressesOf(a.Addresses))
 	at := &attachment{Attachment: a, ns: ns.ID(), mtu: n.fwd.MTU()}
 	if old != nil {
@@ -84,6 +85,7 @@ func (v *VTEP) attach(n *network, a Attachment) (*attachment, error) {
 		undo()
 		return nil, err
 	}
+	v.announce(n, a.MAC, fresh)
 	return at, nil
 }
 

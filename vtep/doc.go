@@ -11,6 +11,7 @@
 //   - watch, one: on changes of links, addresses and routes derives MTUs anew, moves to another underlay
 //     address if need be, and tells the prober.
 //   - age, one: forgets learned MAC addresses that have been silent.
+//   - announcer, one: tells containers of this host when an address belongs to another station than it did.
 //   - reconcile, one: every two to four seconds compares tables and sandboxes with what was stated, and heals them.
 //   - prober, one, of package pathmtu: probes the paths to other VTEPs.
 //   - paths, one: makes datagrams go where the prober has found to be best, no larger than it has proven, and the MTUs

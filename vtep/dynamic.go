@@ -223,8 +223,9 @@ func (v *VTEP) number(addresses []netip.Addr) []fdb.VTEPID {
 
 // SetMapping states a station behind another host, in place of what was said of its MAC before: frames for it go to
 // m.VTEP, questions for its addresses are answered, and nobody else may use them if the network is isolated. An
-// address belongs to the station that was given it last. m.VTEP need not be a peer yet, but frames from there are
-// taken only once it is. The error wraps ErrNoNetwork or a *ConfigError, and then nothing has changed.
+// address belongs to the station that was given it last, and the containers of this host are told of that. m.VTEP need
+// not be a peer yet, but frames from there are taken only once it is. The error wraps ErrNoNetwork or a *ConfigError,
+// and then nothing has changed.
 func (v *VTEP) SetMapping(network string, m addr.Mapping) error {
 	n, err := v.named(network)
 	if err != nil {
@@ -239,7 +240,9 @@ func (v *VTEP) SetMapping(network string, m addr.Mapping) error {
 		id = v.number([]netip.Addr{m.VTEP})[0]
 		v.change.Unlock()
 	}
+	fresh := news(n, m.MAC, m.IPs)
 	n.stations.set(n.fwd, m.MAC, id, m.IPs)
+	v.announce(n, m.MAC, fresh)
 	return nil
 }
 

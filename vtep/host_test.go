@@ -159,6 +159,8 @@ func (s *served) do(q *request, a *response) (err error) {
 		err = s.v.AddNetwork(*q.Network)
 	case "remove":
 		err = s.v.RemoveNetwork(q.Name)
+	case "set addresses":
+		err = s.v.SetAddresses(q.Peers)
 	case "set peers":
 		err = s.v.SetPeers(q.Name, q.Peers)
 	case "map":

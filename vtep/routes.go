@@ -281,12 +281,9 @@ func gsoMaxSize(m mtu.OverlayMTU) int {
 	return min(65536, segments*(int(m)-headers)+slack)
 }
 
-// moveEndpoints follows a change of this host's addresses when the operator left their choice to us. It
-// returns the endpoints that were opened and those that are not used any more.
+// moveEndpoints follows a change of this host's addresses when the operator left their choice to us, or of those that
+// SetAddresses states. It returns the endpoints that were opened and those that are not used any more.
 func (v *VTEP) moveEndpoints() (opened, closed []*underlay.Endpoint, err error) {
-	if len(v.cfg.Underlay.Addresses) > 0 {
-		return nil, nil, nil
-	}
 	locals, err := v.localAddresses()
 	if errors.Is(err, errNoPeers) {
 		return nil, nil, nil

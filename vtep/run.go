@@ -45,6 +45,7 @@ func (v *VTEP) Run(ctx context.Context) (err error) {
 		g.Go(func() error { v.followPaths(ctx); return nil })
 	}
 	g.Go(func() error { v.reconcile(ctx); return nil })
+	g.Go(func() error { v.announcer(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		for _, w := range workers {

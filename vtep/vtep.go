@@ -86,6 +86,8 @@ type VTEP struct {
 	prober   *pathmtu.Prober // nil: path probes are off
 	findings findings
 
+	announcements announcements
+
 	// sendMu is held for reading while a batch is being sent, and for writing to replace what is below.
 	sendMu    sync.RWMutex
 	endpoints []*underlay.Endpoint
@@ -134,6 +136,8 @@ func New(cfg Config) (*VTEP, error) {
 		sources:  map[netip.Addr][]netip.Addr{},
 		choices:  map[netip.Addr]pathmtu.Choice{},
 		told:     map[string]string{},
+
+		announcements: announcements{came: make(chan struct{}, 1)},
 	}
 	if err := v.open(); err != nil {
 		return nil, errors.Join(err, v.abandon())

@@ -62,11 +62,7 @@ func (l *late) Open(addresses []netip.Addr) (cluster.VTEP, error) {
 	}
 	cfg := l.cfg
 	if len(cfg.Underlay.Addresses) == 0 {
-		for _, a := range addresses {
-			if _, ok := l.hasAddress(a); ok {
-				cfg.Underlay.Addresses = append(cfg.Underlay.Addresses, a)
-			}
-		}
+		cfg.Underlay.Addresses = l.own(addresses)
 	}
 	if len(cfg.Underlay.Addresses) == 0 {
 		return nil, fmt.Errorf("none of the addresses %v under which the cluster knows this node is on one of its interfaces: bring one up", addresses)
@@ -75,6 +71,28 @@ func (l *late) Open(addresses []netip.Addr) (cluster.VTEP, error) {
 		return nil, err
 	}
 	return l.cur, nil
+}
+
+// own returns those of the addresses that this host has.
+func (l *late) own(addresses []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range addresses {
+		if _, ok := l.hasAddress(a); ok {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// Move puts the end of the tunnel at those of the addresses that this host has, unless the configuration file says where it
+// is, or has networks whose peers say so.
+func (l *late) Move(addresses []netip.Addr) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cur == nil || len(l.cfg.Underlay.Addresses)+len(l.cfg.Networks) > 0 {
+		return nil
+	}
+	return l.cur.SetAddresses(l.own(addresses))
 }
 
 // Close ends the tunnel, unless it serves networks stated by hand.

@@ -62,7 +62,19 @@ func TestLateOpensAtLocalAddresses(t *testing.T) {
 	if !slices.Equal(got.Underlay.Addresses, list[1:]) {
 		t.Errorf("it ends at %v, want %v", got.Underlay.Addresses, list[1:])
 	}
+	at := func() []netip.Addr { return l.now().(*fakeTunnel).at }
+	if err := l.Move([]netip.Addr{list[2], list[0], list[3]}); err != nil || !slices.Equal(at(), list[2:]) {
+		t.Errorf("moved to %v, %v, want %v", at(), err, list[2:])
+	}
+	// What the configuration file says stays.
+	l.cfg.Underlay.Addresses = list[1:2]
+	if err := l.Move(list[3:]); err != nil || !slices.Equal(at(), list[2:]) {
+		t.Errorf("moved to %v, %v", at(), err)
+	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
+	}
+	if err := l.Move(list[3:]); err != nil {
+		t.Errorf("without a tunnel: %v", err)
 	}
 }

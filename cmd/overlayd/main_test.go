@@ -34,6 +34,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fakeTunnel struct {
 	fail   chan error // what Run is to return
 	closed bool
+	at     []netip.Addr // as SetAddresses has put it
+}
+
+func (f *fakeTunnel) SetAddresses(addresses []netip.Addr) error {
+	f.at = addresses
+	return nil
 }
 
 func (f *fakeTunnel) Run(ctx context.Context) error {

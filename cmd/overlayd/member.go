@@ -24,6 +24,7 @@ type member struct {
 	cp     *controlplane.Node
 	follow *cluster.Follower
 	serves *cluster.Service
+	at     *cluster.Addresses
 }
 
 // newMember returns nil if there is no data directory.
@@ -55,7 +56,10 @@ func newMember(cfg *config.Config, tun *late, log *slog.Logger) (*member, error)
 	if cfg.NodeStated() {
 		name = cfg.Node
 	}
-	return &member{cp: cp, follow: f, serves: cluster.NewService(cp, f, clusterHost{}, name, log)}, nil
+	return &member{
+		cp: cp, follow: f, serves: cluster.NewService(cp, f, clusterHost{}, name, log),
+		at: cluster.NewAddresses(cp, f, clusterHost{}, log),
+	}, nil
 }
 
 // timing stretches the patience of Raft.
@@ -88,6 +92,7 @@ func (m *member) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.cp.Run(ctx) })
 	group.Go(func() error { return m.follow.Run(ctx) })
+	group.Go(func() error { return m.at.Run(ctx) })
 	err := group.Wait()
 	if err == nil {
 		err = ctx.Err()

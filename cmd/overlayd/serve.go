@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os/signal"
 	"strconv"
 	"strings"
@@ -32,6 +33,7 @@ type tunnel interface {
 	runner
 	view
 	cluster.VTEP
+	SetAddresses([]netip.Addr) error
 }
 
 // view is what a VTEP shows.

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/dataplane/mtu"
 )
 
 const (
@@ -25,9 +26,6 @@ const (
 	minMTU  = 68    // the least that IPv4 works with, RFC 791
 	minMTU6 = 1280  // the least that IPv6 works with, RFC 8200 section 5
 	maxMTU  = 65485 // what fits into the largest datagram with the headers of VXLAN over IPv4
-
-	minMSS     = 88 // what Linux takes for the least that a peer can mean, TCP_MIN_MSS
-	tcpHeaders = 40 // of IPv4 and TCP, in bytes, without options
 )
 
 var (
@@ -277,11 +275,8 @@ func checkMSS(field string, n, fixedMTU uint32) error {
 	if n == 0 {
 		return nil
 	}
-	if n < minMSS || n > maxMTU-tcpHeaders {
-		return invalid(field, "%d is out of range; choose from %d to %d, or leave it out to have it follow what each path leaves", n, minMSS, maxMTU-tcpHeaders)
-	}
-	if fixedMTU != 0 && n+tcpHeaders > fixedMTU {
-		return invalid(field, "%d does not fit; an mtu of %d leaves %d at most", n, fixedMTU, int(fixedMTU)-tcpHeaders)
+	if err := mtu.CheckMSS(int64(n), mtu.OverlayMTU(fixedMTU)); err != nil {
+		return invalid(field, "%w", err)
 	}
 	return nil
 }

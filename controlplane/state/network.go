@@ -177,21 +177,13 @@ func checkMTU(n uint32, subnets []subnet) *refusal {
 	return nil
 }
 
-// leastMSS is what Linux takes for the least that a peer can mean (TCP_MIN_MSS), in bytes.
-const leastMSS = 88
-
 // checkMSS looks at an MSS that the operator fixes, which has to fit into an MTU that is fixed too.
 func checkMSS(n, fixedMTU uint32) *refusal {
 	if n == 0 {
 		return nil
 	}
-	largest, err := mtu.OverlayOf(math.MaxUint16, mtu.IPv4)
-	most := mtu.MSSOf(largest, mtu.IPv4)
-	if err != nil || int64(n) < leastMSS || int64(n) > int64(most) {
-		return invalid("mss", "%d is out of range: choose from %d to %d, or 0 to have it follow what each path leaves", n, leastMSS, most)
-	}
-	if fits := mtu.MSSOf(mtu.OverlayMTU(fixedMTU), mtu.IPv4); fixedMTU != 0 && int64(n) > int64(fits) {
-		return invalid("mss", "%d does not fit: an mtu of %d leaves %d at most; choose that or less, or 0", n, fixedMTU, fits)
+	if err := mtu.CheckMSS(int64(n), mtu.OverlayMTU(fixedMTU)); err != nil {
+		return invalid("mss", "%v", err)
 	}
 	return nil
 }

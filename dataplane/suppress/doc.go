@@ -14,6 +14,8 @@
 //   - solicitations for a link-local address. Routers are known by theirs, and an answer has to say whether it
 //     comes from a router: a wrong "no" would strike it off the asker's list (RFC 4861, section 7.2.5).
 //
-// Answer is a pure function that does not allocate, safe for concurrent use. There are no goroutines. The
+// Announce makes what a station that takes over an address tells its neighbours.
+//
+// Answer and Announce are pure functions that do not allocate, safe for concurrent use. There are no goroutines. The
 // package imports dataplane/addr, checksum, fdb and header of this module, and nothing from outside dataplane.
 package suppress

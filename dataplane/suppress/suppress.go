@@ -58,14 +58,18 @@ func answerARP(frame []byte, l3off int, asker addr.MAC, n *fdb.Neighbors, out []
 	}
 	out = out[:l3off+header.ARPLen]
 	putEthernet(out, frame[:l3off], asker, owner)
-	a := header.ARP(out[l3off:])
-	a.SetEthernetIPv4()
-	a.SetOp(header.ARPReply)
-	a.SetSenderMAC(owner)
-	a.SetSenderIP(target)
-	a.SetTargetMAC(asker)
-	a.SetTargetIP(sender)
+	putARP(out[l3off:], header.ARPReply, owner, target, asker, sender)
 	return out, true
+}
+
+func putARP(out []byte, op uint16, senderMAC addr.MAC, sender netip.Addr, targetMAC addr.MAC, target netip.Addr) {
+	a := header.ARP(out)
+	a.SetEthernetIPv4()
+	a.SetOp(op)
+	a.SetSenderMAC(senderMAC)
+	a.SetSenderIP(sender)
+	a.SetTargetMAC(targetMAC)
+	a.SetTargetIP(target)
 }
 
 func answerND(frame []byte, l3off int, asker addr.MAC, n *fdb.Neighbors, out []byte) ([]byte, bool) {
@@ -105,22 +109,27 @@ func answerND(frame []byte, l3off int, asker addr.MAC, n *fdb.Neighbors, out []b
 	}
 	out = out[:l3off+replyLen]
 	putEthernet(out, frame[:l3off], at, owner)
-	clear(out[l3off:])
-	rip := header.IPv6(out[l3off:])
-	rip.SetVersion()
-	rip.SetPayloadLen(advertLen)
-	rip.SetNextHeader(header.ProtoICMPv6)
-	rip.SetHopLimit(header.NDHopLimit)
-	rip.SetSrc(target)
-	rip.SetDst(to)
-	advert := out[l3off+header.IPv6Len:]
+	putAdvert(out[l3off:], owner, target, to, flags)
+	return out, true
+}
+
+// putAdvert writes a neighbor advertisement with its IPv6 header, by which owner tells to that target is its own.
+func putAdvert(out []byte, owner addr.MAC, target, to netip.Addr, flags uint8) {
+	clear(out)
+	ip := header.IPv6(out)
+	ip.SetVersion()
+	ip.SetPayloadLen(advertLen)
+	ip.SetNextHeader(header.ProtoICMPv6)
+	ip.SetHopLimit(header.NDHopLimit)
+	ip.SetSrc(target)
+	ip.SetDst(to)
+	advert := out[header.IPv6Len:]
 	header.ICMPv6(advert).SetType(header.ICMPv6NeighborAdv)
 	header.NDNeighbor(advert).SetFlags(flags)
 	header.NDNeighbor(advert).SetTarget(target)
 	header.PutNDLinkAddr(advert[header.NDNeighborLen:], header.NDOptionTargetLinkAddr, owner)
-	sum := checksum.Sum(advert, rip.PseudoSum(header.ProtoICMPv6, advertLen))
+	sum := checksum.Sum(advert, ip.PseudoSum(header.ProtoICMPv6, advertLen))
 	header.ICMPv6(advert).SetChecksum(^checksum.Fold(sum))
-	return out, true
 }
 
 // ownerOf looks up the station that answers for target: not the asker itself, and one that can have sent a frame.

@@ -134,7 +134,10 @@ func (p *peer) busy(now time.Time) bool {
 }
 
 func (p *peer) pace(now time.Time, c *candidate) Pace {
-	return Pace{Chosen: c == p.chosen, Traffic: p.busy(now), Known: p.decided, Hurry: c == p.challenger, Others: len(p.candidates) - 1}
+	pace := Pace{Chosen: c == p.chosen, Traffic: p.busy(now), Known: p.decided, Hurry: c == p.challenger, Others: len(p.candidates) - 1}
+	// One address that never answered is most likely that of a VTEP of another kind. Those have no others.
+	pace.Dark = pace.Traffic && (pace.Known || pace.Others > 0) && c.origin == OriginStated && (p.chosen == nil || !p.chosen.usable())
+	return pace
 }
 
 // promptOthers asks the other candidates whether they answer when the chosen one does not. It reports whether

@@ -11,6 +11,7 @@ type Pace struct {
 	Traffic bool // datagrams go to the peer
 	Known   bool // the peer has answered, here or at another of its addresses
 	Hurry   bool // it may be chosen soon
+	Dark    bool // datagrams go to the peer, and none of its addresses is known to answer
 	Others  int  // how many candidates the peer has beside the chosen one; they share what may be spent on them
 }
 
@@ -31,6 +32,7 @@ const (
 	busyRaise = 10 * time.Second
 	busyOther = 5 * time.Second
 	busyAsk   = time.Second
+	darkAsk   = 4 * time.Second        // with the second for which an answer is waited: every 5 s
 	hurryAsk  = 400 * time.Millisecond // so that one that comes and goes each second is not only met when it is there
 	idleFull  = time.Minute
 	idleRaise = time.Minute
@@ -86,9 +88,15 @@ func (s *Search) smallInterval() time.Duration {
 	}
 }
 
-// lostInterval is how often a peer that no longer answers is asked, or does not at this of its addresses.
+// lostInterval is how long a peer that no longer answers, or does not at this of its addresses, is left alone between
+// two questions.
 func (s *Search) lostInterval() time.Duration {
-	if s.pace.Chosen && s.pace.Traffic {
+	switch stranger := s.phase == phaseNew && !s.pace.Known; {
+	case s.pace.Dark && (stranger || !s.pace.Chosen):
+		return darkAsk
+	case stranger:
+		return maxBackoff // it may be of the kind that never answers
+	case s.pace.Chosen && s.pace.Traffic:
 		return busyAsk
 	}
 	return min(s.smallInterval(), idleOther)
@@ -104,7 +112,7 @@ func (s *Search) SetPace(p Pace) {
 		return
 	}
 	s.pace = p
-	if s.phase == phaseLost {
+	if s.phase == phaseNew || s.phase == phaseLost {
 		s.retry = earlier(s.retry, s.lastSmall.Add(s.lostInterval()))
 	}
 }

@@ -355,10 +355,7 @@ func (s *Search) finishSilent(now time.Time) {
 	}
 	switch s.phase {
 	case phaseNew:
-		s.backoff = min(max(2*s.backoff, time.Second), maxBackoff)
-		if s.pace.Known {
-			s.backoff = min(s.backoff, s.lostInterval())
-		}
+		s.backoff = min(max(2*s.backoff, time.Second), s.lostInterval())
 		s.retry = now.Add(s.backoff)
 	case phaseLost:
 		s.retry = now.Add(s.lostInterval())

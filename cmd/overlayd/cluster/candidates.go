@@ -1,11 +1,13 @@
 package cluster
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/overlayd/overlayd/controlplane"
 	"github.com/overlayd/overlayd/controlplane/api"
 )
 
@@ -19,13 +21,15 @@ var (
 // those on its interfaces first, for the way between two of them has nothing in between, and then those that only lead to it,
 // such as floating ones, which nothing here can be bound to. If none is stated that it has, those are taken that its routes
 // send from: to the first of remotes that is an address, or by default.
-func candidates(host Host, advertise, remotes []string) ([]netip.Addr, error) {
+func candidates(host Host, advertise, remotes []string) ([]netip.Addr, controlplane.Choice, error) {
+	choice := controlplane.Choice{Toward: firstAddress(remotes)}
 	var local, elsewhere []netip.Addr
 	for _, t := range advertise {
 		a, err := netip.ParseAddr(t)
 		if err != nil {
-			return nil, api.Errorf(api.Invalid, "advertise", "%q is no IP address", t)
+			return nil, choice, api.Errorf(api.Invalid, "advertise", "%q is no IP address", t)
 		}
+		choice.Stated = append(choice.Stated, a)
 		if _, ok := host.HasAddress(a); ok {
 			local = append(local, a)
 		} else {
@@ -33,15 +37,44 @@ func candidates(host Host, advertise, remotes []string) ([]netip.Addr, error) {
 		}
 	}
 	if len(local) == 0 {
+		choice.Derived = true
 		var err error
-		if local, err = sources(host, firstAddress(remotes)); err != nil {
+		if local, err = sources(host, choice.Toward); err != nil {
 			if len(advertise) > 0 {
-				return nil, api.Errorf(api.Invalid, "advertise", "none of %s is on an interface of this host, and its own cannot be derived: %w: state it too", strings.Join(advertise, ", "), err)
+				return nil, choice, api.Errorf(api.Invalid, "advertise", "none of %s is on an interface of this host, and its own cannot be derived: %w: state it too", strings.Join(advertise, ", "), err)
 			}
-			return nil, api.Errorf(api.Invalid, "advertise", "none is stated, and none can be derived: %w: use --advertise", err)
+			return nil, choice, api.Errorf(api.Invalid, "advertise", "none is stated, and none can be derived: %w: use --advertise", err)
 		}
 	}
-	return append(local, elsewhere...), nil
+	return append(local, elsewhere...), choice, nil
+}
+
+// renewed returns what the addresses of a node ought to be whose own were derived, and that is known by those of now: what it
+// still has of them stays and stays first, since it is named by the first one. What its routes send from is added, and what
+// it does not have any more goes.
+func renewed(host Host, c controlplane.Choice, now []netip.Addr) ([]netip.Addr, error) {
+	own, err := sources(host, c.Toward)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	add := func(list []netip.Addr, is func(netip.Addr) bool) {
+		for _, a := range list {
+			if is(a) && !slices.Contains(out, a) {
+				out = append(out, a)
+			}
+		}
+	}
+	add(now, func(a netip.Addr) bool {
+		_, has := host.HasAddress(a)
+		return has && !slices.Contains(c.Stated, a)
+	})
+	add(own, func(a netip.Addr) bool { return usable(a) || a.IsLoopback() })
+	if len(out) == 0 {
+		return nil, fmt.Errorf("the routes of this host send from %v, which other hosts cannot be told of", own)
+	}
+	add(c.Stated, netip.Addr.IsValid)
+	return out, nil
 }
 
 // sources returns the addresses from which this host sends: to an address, or by default if that is invalid, and by default

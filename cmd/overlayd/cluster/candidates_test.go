@@ -66,7 +66,7 @@ func TestCandidates(t *testing.T) {
 		"on one host, as for a try":        {routed{routes: map[string]string{"127.0.0.0/8": "127.0.0.1", "::/0": "2001:db8::9"}}, "", "127.0.0.2:7789", "127.0.0.1"},
 		"an address that is no one else's": {routed{routes: map[string]string{"0.0.0.0/0": "192.0.2.10", "::/0": "fe80::1"}}, "", "", "192.0.2.10"},
 	} {
-		got, err := candidates(c.host, strings.Fields(c.advertise), strings.Fields(c.remotes))
+		got, _, err := candidates(c.host, strings.Fields(c.advertise), strings.Fields(c.remotes))
 		if want, fails := strings.CutPrefix(c.want, "!"); fails {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, %v; want %s", name, got, err, want)

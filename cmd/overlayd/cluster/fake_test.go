@@ -29,6 +29,7 @@ type fake struct {
 	fail  map[string]error // by the first word of the call, or the call
 
 	open     bool
+	at       []netip.Addr // as Open was told
 	networks map[string]*fakeNetwork
 	left     map[string][]string // unclaimed, by network
 	orphans  []addr.VNI          // kept
@@ -69,14 +70,20 @@ func (f *fake) took() []string {
 	return out
 }
 
-func (f *fake) Open([]netip.Addr) (VTEP, error) {
+func (f *fake) Open(at []netip.Addr) (VTEP, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.call("open", ""); err != nil {
 		return nil, err
 	}
-	f.open = true
+	f.open, f.at = true, at
 	return f, nil
+}
+
+func (f *fake) Move(addresses []netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.call("move", "%v", addresses)
 }
 
 func (f *fake) Close() error {

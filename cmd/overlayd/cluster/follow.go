@@ -43,6 +43,8 @@ type VTEP interface {
 type Underlay interface {
 	// Open returns the VTEP, with its end at those of the addresses that this host has.
 	Open(addresses []netip.Addr) (VTEP, error)
+	// Move puts the end of the open VTEP at other addresses, if it is not the configuration file that says where it is.
+	Move(addresses []netip.Addr) error
 	Close() error
 }
 
@@ -58,7 +60,8 @@ type Follower struct {
 	index    uint64
 	vtep     VTEP // nil while there is none
 	local    []netip.Addr
-	noVTEP   string // why there is none; "" when nothing is known against it
+	here     []netip.Addr // this node's addresses, if they are others than the managers may know yet
+	noVTEP   string       // why there is none; "" when nothing is known against it
 	nodes    map[string]*statev1.Node
 	reached  reached
 	networks map[string]*network
@@ -255,6 +258,9 @@ func (f *Follower) openUnderlay() {
 	switch {
 	case node != nil && f.vtep == nil:
 		local := addresses(node)
+		if f.here != nil {
+			local = f.here
+		}
 		v, err := f.underlay.Open(local)
 		if err != nil {
 			if f.noVTEP != err.Error() {
@@ -291,7 +297,7 @@ func (f *Follower) openUnderlay() {
 		f.vtep = nil
 	}
 	if self == "" {
-		f.noVTEP = ""
+		f.noVTEP, f.here = "", nil
 	}
 }
 

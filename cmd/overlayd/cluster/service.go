@@ -174,7 +174,7 @@ func (s *Service) options(advertise []string, name string, remotes []string) (co
 		o.Name = s.name
 	}
 	var err error
-	o.Addresses, err = candidates(s.host, advertise, remotes)
+	o.Addresses, o.Choice, err = candidates(s.host, advertise, remotes)
 	return o, err
 }
 
