@@ -2,6 +2,7 @@
 #
 # Settings, as in `make fuzz FUZZTIME=5m`:
 #   BENCHTIME  of each micro-benchmark (1s)     BENCH     which of them, a pattern (.)
+#   COSTTIME   of each one of bench-costs (300ms), which has six rounds
 #   FUZZTIME   of each fuzz target (20s)        FUZZ      which of them, a pattern (.)
 #   SOAKTIME   of the soak, in seconds (600)
 
@@ -19,6 +20,7 @@ GO        ?= go
 STAMP     := -buildvcs=$(if $(shell git rev-parse --verify -q HEAD 2>/dev/null),true,false)
 BENCHTIME ?= 1s
 BENCH     ?= .
+COSTTIME  ?= 300ms
 FUZZTIME  ?= 20s
 FUZZ      ?= .
 SOAKTIME  ?= 600
@@ -74,8 +76,14 @@ bench: build ## compare with the kernel's VXLAN side by side, write bench.json (
 	@exec ./bin/overlayctl bench --json bench.json
 
 .PHONY: bench-micro
-bench-micro: ## run the Go benchmarks of the packet path: time and allocations
+bench-micro: ## run the Go benchmarks of the packet path and the control plane: time and allocations
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem -p 1 $(PURE)
+
+# What the kernel does for each step of the packet path, one package after the other, or they would measure each other.
+.PHONY: bench-costs
+bench-costs: ## measure what each system call of the packet path costs, in some two minutes (root)
+	@$(need-root)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(COSTTIME) -count 6 -timeout 30m -p 1 ./vtep/tap ./vtep/underlay ./vtep/inject ./vtep/poll
 
 .PHONY: lint lint-format lint-vet lint-staticcheck lint-layout lint-generated
 lint: lint-format lint-vet lint-staticcheck lint-layout lint-generated ## check format, vet, staticcheck, structure, generated code

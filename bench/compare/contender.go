@@ -30,6 +30,7 @@ type contender struct {
 	kind        lab.Kind // what speaks VXLAN; "" = nothing, the traffic goes over the wire itself
 	containers  bool     // the traffic is between containers behind a bridge, and not between the hosts themselves
 	disable     []string // features of overlayd
+	busyPoll    int      // of overlayd, in microseconds
 	baseline    string   // what it is compared with: the kernel's VXLAN on the same wire, attached in the same way
 	byDefault   bool
 }
@@ -51,6 +52,8 @@ func contenders() []contender {
 		{name: overlaydName, about: "overlayd with all that this kernel can do", wire: wireOffload, kind: lab.Overlayd, baseline: kernelName, byDefault: true},
 		{name: "overlayd-water", about: "overlayd with the portable TAP backend, one frame a read", wire: wireOffload,
 			kind: lab.Overlayd, disable: []string{vtep.FeatureTAPVNet}, baseline: kernelName, byDefault: true},
+		{name: "overlayd-busy-poll", about: "overlayd whose workers look on for 100 us before they sleep (busy_poll)", wire: wireOffload,
+			kind: lab.Overlayd, busyPoll: 100, baseline: kernelName, byDefault: true},
 	}
 	for _, feature := range vtep.FeatureNames() {
 		if feature == vtep.FeatureTAPVNet { // without it, it is overlayd-water
@@ -126,7 +129,7 @@ func (c *contender) hosts(name string, n int, t lab.Topology) lab.Scenario {
 			Name:     fmt.Sprintf("h%d", i+1),
 			Underlay: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 24)},
 			Offloads: c.wire.offloads,
-			Overlayd: lab.OverlaydSettings{Disable: c.disable},
+			Overlayd: lab.OverlaydSettings{Disable: c.disable, BusyPoll: c.busyPoll},
 		})
 	}
 	return sc

@@ -101,8 +101,8 @@ func (sc *Scenario) checkMember(h *HostSpec) error {
 		return nil
 	case h.Cluster != Manager && h.Cluster != Worker:
 		return fmt.Errorf("cluster: %q is neither %s nor %s", h.Cluster, Manager, Worker)
-	case h.Overlayd.Queues != 0 || h.Overlayd.Checksum != "":
-		return errors.New("overlayd: queues and checksum stand in a configuration file, which a host of the cluster has not: leave them out")
+	case h.Overlayd.Queues != 0 || h.Overlayd.BusyPoll != 0 || h.Overlayd.Checksum != "":
+		return errors.New("overlayd: queues, busy_poll and checksum stand in a configuration file, which a host of the cluster has not: leave them out")
 	case !h.underlay(sc.clusterFamily()).IsValid():
 		return fmt.Errorf("underlay: the cluster prefers %s, and the host has no such address", sc.clusterFamily())
 	}

@@ -46,6 +46,7 @@ type daemonConfig struct {
 	Metrics  string          `yaml:"metrics"`
 	Log      string          `yaml:"log,omitempty"`
 	Queues   int             `yaml:"queues,omitempty"`
+	BusyPoll int             `yaml:"busy_poll,omitempty"`
 	Disable  []string        `yaml:"disable,omitempty,flow"`
 	Underlay daemonUnderlay  `yaml:"underlay"`
 	Networks []daemonNetwork `yaml:"networks"`
@@ -83,6 +84,7 @@ func (l *Lab) config(h *Host) daemonConfig {
 		Metrics:  metricsAddress,
 		Log:      h.spec.Overlayd.Log,
 		Queues:   h.spec.Overlayd.Queues,
+		BusyPoll: h.spec.Overlayd.BusyPoll,
 		Disable:  h.spec.Overlayd.Disable,
 		Underlay: daemonUnderlay{Port: vxlanPort, Checksum: h.spec.Overlayd.Checksum},
 	}

@@ -39,6 +39,7 @@
 //	    overlayd:                       # for the configuration of its daemon
 //	      disable: [udp-gso]
 //	      queues: 2                     # not in a cluster
+//	      busy_poll: 100                # microseconds; not in a cluster
 //	      checksum: auto                # not in a cluster
 //	      log: debug
 //	  - name: h2

@@ -93,10 +93,11 @@ const (
 // OverlaydSettings go into the configuration of the host's overlayd. On a host of the cluster, which has none, Disable
 // and Log become flags, and the others are not possible.
 type OverlaydSettings struct {
-	Disable  []string `yaml:"disable,omitempty"`  // features that stay off
-	Queues   int      `yaml:"queues,omitempty"`   // 0 = overlayd chooses
-	Checksum string   `yaml:"checksum,omitempty"` // outer UDP checksum: auto, on or off; empty = auto
-	Log      string   `yaml:"log,omitempty"`      // level; empty = overlayd's own
+	Disable  []string `yaml:"disable,omitempty"`   // features that stay off
+	Queues   int      `yaml:"queues,omitempty"`    // 0 = overlayd chooses
+	BusyPoll int      `yaml:"busy_poll,omitempty"` // microseconds for which workers look on before they sleep
+	Checksum string   `yaml:"checksum,omitempty"`  // outer UDP checksum: auto, on or off; empty = auto
+	Log      string   `yaml:"log,omitempty"`       // level; empty = overlayd's own
 }
 
 // NetworkSpec describes one overlay network. Either it has Members, hosts whose configuration states it by hand, or it

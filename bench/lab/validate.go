@@ -105,6 +105,8 @@ func (sc *Scenario) completeHost(h *HostSpec) error {
 		return errors.New("floating: give an IPv4 address, to a host that has another one on its link")
 	case h.Overlayd.Queues < 0:
 		return fmt.Errorf("overlayd.queues: %d is negative", h.Overlayd.Queues)
+	case h.Overlayd.BusyPoll < 0:
+		return fmt.Errorf("overlayd.busy_poll: %d is negative", h.Overlayd.BusyPoll)
 	case !slices.Contains([]string{"", "auto", "on", "off"}, h.Overlayd.Checksum):
 		return fmt.Errorf("overlayd.checksum: %q is none of auto, on, off", h.Overlayd.Checksum)
 	}
