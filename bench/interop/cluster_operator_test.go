@@ -275,7 +275,7 @@ func refusals(t *testing.T, all []*member) {
 	}
 	add([]string{"ips: ", "10.43.0.0/29", "remove endpoints", "larger subnet"}, "tiny")
 	// What was refused has left nothing.
-	if got := h3.knows(); !slices.Equal(got, []string{network, "tiny"}) {
+	if got := h3.fresh(); !slices.Equal(got, []string{network, "tiny"}) {
 		t.Errorf("the networks are %q", got)
 	}
 	linktest.Delete(ns) // takes its endpoints with it

@@ -96,6 +96,9 @@ func (s *station) passes(t *testing.T, frame []byte) bool {
 	passed := false
 	for buf := make([]byte, 4096); ; {
 		n, err := unix.Read(s.receive, buf)
+		if err == unix.EINTR {
+			continue // the Go runtime interrupts threads by signals
+		}
 		linktest.Must(t, err)
 		switch {
 		case bytes.Equal(buf[:n], frame):

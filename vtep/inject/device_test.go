@@ -148,9 +148,8 @@ func TestTwo(t *testing.T) {
 func TestQuiet(t *testing.T) {
 	newSpace(t)
 	d := open(t)
-	fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, 500); n != 0 || err != nil {
-		t.Errorf("poll: %d, %v", n, err)
+	if comes(t, d.fd, 500*time.Millisecond) {
+		t.Error("the kernel sends something")
 	}
 	addrs, err := netlink.AddrList(device(t, d.Name), netlink.FAMILY_ALL)
 	if err != nil || len(addrs) != 0 {
@@ -201,10 +200,14 @@ func TestFull(t *testing.T) {
 			if i < 10 {
 				t.Errorf("full after %d superframes", i)
 			}
-			start := time.Now()
-			p.Device().Wait(20 * time.Millisecond)
-			if waited := time.Since(start); waited < 15*time.Millisecond {
-				t.Errorf("waited %v for room that there is not", waited)
+			var longest time.Duration
+			for range 10 { // a signal ends a wait early
+				start := time.Now()
+				p.Device().Wait(20 * time.Millisecond)
+				longest = max(longest, time.Since(start))
+			}
+			if longest < 15*time.Millisecond {
+				t.Errorf("waited %v for room that there is not", longest)
 			}
 			return
 		} else if errno != 0 {

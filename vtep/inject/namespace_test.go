@@ -211,10 +211,27 @@ func read(t *testing.T, fd int) []byte {
 	t.Helper()
 	b := make([]byte, 1<<17)
 	n, err := unix.Read(fd, b)
+	for err == unix.EINTR { // the Go runtime interrupts threads by signals
+		n, err = unix.Read(fd, b)
+	}
 	if err != nil {
 		t.Fatalf("nothing came: %v", err)
 	}
 	return b[:n]
+}
+
+// comes reports whether there is something to read on fd within a time.
+func comes(t *testing.T, fd int, within time.Duration) bool {
+	t.Helper()
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for end := time.Now().Add(within); ; {
+		n, err := unix.Poll(fds, int(max(0, time.Until(end)).Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		must(t, err)
+		return n > 0
+	}
 }
 
 func device(t *testing.T, name string) netlink.Link {

@@ -55,20 +55,16 @@ func reach(t *testing.T, p *Path, fd int, inner6 bool) {
 		if errno := w.Write(p, source, 1, &offload, d); errno != 0 {
 			t.Fatal(errno)
 		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
-		if n > 0 {
+		if comes(t, fd, 100*time.Millisecond) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("nothing arrives: %v", err)
+			t.Fatal("nothing arrives")
 		}
 	}
 	// There may be more than one by now, of which the last ones are late.
-	for {
+	for more := true; more; more = comes(t, fd, 20*time.Millisecond) {
 		read(t, fd)
-		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20); n == 0 {
-			return
-		}
 	}
 }
 
