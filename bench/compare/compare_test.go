@@ -88,7 +88,7 @@ func TestScenes(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	for _, c := range []struct{ names, want string }{
-		{"default", "veth kernel overlayd overlayd-water kernel-containers overlayd-containers kernel-bare overlayd-bare"},
+		{"default", "veth kernel overlayd overlayd-water overlayd-busy-poll kernel-containers overlayd-containers kernel-bare overlayd-bare"},
 		{"overlayd-bare", "kernel-bare overlayd-bare"},
 		{"overlayd-no-udp-gro,veth", "veth kernel overlayd-no-udp-gro"},
 		{"overlayd-containers", "kernel-containers overlayd-containers"},

@@ -179,7 +179,7 @@ func checkEnvironment(t *testing.T, r *report.Report) {
 
 func checkContenders(t *testing.T, r *report.Report) {
 	t.Helper()
-	if len(r.Contenders) != 8 || len(r.Workloads) != 4 {
+	if len(r.Contenders) != 9 || len(r.Workloads) != 4 {
 		t.Errorf("%d contenders, %d workloads", len(r.Contenders), len(r.Workloads))
 	}
 	for _, c := range r.Contenders {
@@ -427,8 +427,8 @@ func checkChart(t *testing.T, svg string) {
 			bars++
 		}
 	}
-	// The background; and, of the eight contenders, the five that are not the kernel.
-	if want := 1 + 5*4; bars != want {
+	// The background; and, of the nine contenders, the six that are not the kernel.
+	if want := 1 + 6*4; bars != want {
 		t.Errorf("%d rectangles, want %d", bars, want)
 	}
 }

@@ -219,6 +219,22 @@ func TestSegments(t *testing.T) {
 	}
 }
 
+// What stands behind an end of the list of TCP options stays as it is.
+func TestSegmentsKeepAllOptions(t *testing.T) {
+	const at = header.EthernetLen + header.IPv4MinLen + header.TCPMinLen
+	frame := TCP4(Opts{Payload: 100, Options: []layers.TCPOption{Timestamps(1, 2), MSS(1000)}}).Bytes()
+	frame[at] = 0 // in place of the timestamps' kind
+	segs, err := Segments(frame, 60)
+	if err != nil || len(segs) != 2 {
+		t.Fatalf("%d segments, %v", len(segs), err)
+	}
+	for i, s := range segs {
+		if Check(t, s); !bytes.Equal(s[at:at+16], frame[at:at+16]) {
+			t.Errorf("segment %d has the options % x, want % x", i, s[at:at+16], frame[at:at+16])
+		}
+	}
+}
+
 // A UDP checksum that computes to zero is sent as all ones. The two bytes of payload are chosen so.
 func TestUDPChecksumZero(t *testing.T) {
 	frame := UDP4(Opts{Data: []byte{0, 0}}).Bytes()

@@ -81,10 +81,30 @@ func Segments(frame []byte, size int) ([][]byte, error) {
 	for i, rest := 0, p.Payload; i == 0 || len(rest) > 0; i++ {
 		n := min(size, len(rest))
 		last := n == len(rest)
-		out = append(out, p.segment(i, i*size, last).Data(rest[:n]).Bytes())
+		segment := p.segment(i, i*size, last).Data(rest[:n]).Bytes()
+		if p.TCP != nil {
+			setOptions(segment[:len(segment)-n], p.TCP.Contents[header.TCPMinLen:])
+		}
+		out = append(out, segment)
 		rest = rest[n:]
 	}
 	return out, nil
+}
+
+// setOptions puts TCP options at the end of headers, which have some of that length there, byte by byte: gopacket
+// keeps nothing that stands behind an end of the list. The checksum follows (RFC 1624, equation 3).
+func setOptions(headers, options []byte) {
+	at := headers[len(headers)-len(options):]
+	tcp := headers[len(headers)-len(options)-header.TCPMinLen:]
+	sum := uint32(^binary.BigEndian.Uint16(tcp[16:]))
+	for i := 0; i < len(options); i += 2 {
+		sum += uint32(^binary.BigEndian.Uint16(at[i:])) + uint32(binary.BigEndian.Uint16(options[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(tcp[16:], ^uint16(sum))
+	copy(at, options)
 }
 
 // segment rebuilds the headers of p for the i-th segment, which starts at offset in the payload.
@@ -116,7 +136,10 @@ func (p *Packet) segment(i, offset int, last bool) *Builder {
 	return b.TCP(uint16(p.TCP.SrcPort), uint16(p.TCP.DstPort), func(l *layers.TCP) {
 		// Field by field: l already knows its IP layer, which p.TCP does not.
 		t := p.TCP
-		l.Seq, l.Ack, l.Window, l.Urgent, l.Options = t.Seq, t.Ack, t.Window, t.Urgent, t.Options
+		l.Seq, l.Ack, l.Window, l.Urgent = t.Seq, t.Ack, t.Window, t.Urgent
+		for range t.Contents[header.TCPMinLen:] {
+			l.Options = append(l.Options, layers.TCPOption{OptionType: layers.TCPOptionKindNop, OptionLength: 1})
+		}
 		l.FIN, l.SYN, l.RST, l.PSH, l.ACK, l.URG, l.ECE, l.CWR, l.NS = t.FIN, t.SYN, t.RST, t.PSH, t.ACK, t.URG, t.ECE, t.CWR, t.NS
 		l.Seq += uint32(offset)
 		l.FIN, l.PSH = l.FIN && last, l.PSH && last
