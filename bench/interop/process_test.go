@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -80,6 +81,16 @@ func steer() error {
 	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
 		return err
 	}
+	err := steerAll()
+	// The kernel takes the entries of a device away for a moment now and then, as when its name or namespace changes.
+	for end := time.Now().Add(5 * time.Second); errors.Is(err, fs.ErrNotExist) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		err = steerAll()
+	}
+	return err
+}
+
+func steerAll() error {
 	queues, err := filepath.Glob("/sys/class/net/*/queues/rx-*/rps_cpus")
 	if err != nil || len(queues) == 0 {
 		return fmt.Errorf("look for receive queues: %d, %w", len(queues), err)

@@ -26,7 +26,9 @@ func (d *demo) floating(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.timely(fmt.Sprintf("proof of the path to %v, which is to be used,", inner), proveTime, took)
+	// Mostly at once. But if the first question is lost, as when the other host has not heard of this one yet, the other way is
+	// taken first, and left after the time that keeps hosts from going to and fro.
+	d.timely(fmt.Sprintf("proof of the path to %v, which is to be used,", inner), returnTime, took)
 	if took, err = d.spare(ctx, from.host, to.host); err != nil {
 		return err
 	}
