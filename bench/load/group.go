@@ -24,30 +24,25 @@ type GroupConfig struct {
 	Drain  time.Duration // how long the last one is waited for; 0 = 500 ms
 }
 
+// portTries is how often a port is looked for that is free at all receivers.
+const portTries = 20
+
 // Group sends datagrams to a broadcast or multicast address and returns how many different ones each
 // receiver got.
 func Group(ctx context.Context, c GroupConfig) ([]int, error) {
 	c.Count, c.Drain = defaulted(c.Count, 10), defaulted(c.Drain, 500*time.Millisecond)
 	heard := make([]int, len(c.To))
-	var port uint16
-	var fds []int
-	defer func() {
-		for _, fd := range fds {
-			unix.Close(fd)
+	fds, port, err := c.listeners()
+	for range portTries {
+		if !errors.Is(err, unix.EADDRINUSE) {
+			break
 		}
-	}()
-	for _, ns := range c.To {
-		fd, err := openSocket(ns, c.Group, unix.SOCK_DGRAM, 0, func(fd int) error {
-			bigBuffers(fd)
-			at, err := c.listen(fd, port)
-			port = at.Port() // the first is free to choose; the others have it free in their own namespaces
-			return err
-		})
-		if err != nil {
-			return heard, fmt.Errorf("listen to %v on %s: %w", c.Group, c.Device, err)
-		}
-		fds = append(fds, fd)
+		fds, port, err = c.listeners()
 	}
+	if err != nil {
+		return heard, fmt.Errorf("listen to %v on %s: %w", c.Group, c.Device, err)
+	}
+	defer func() { closeAll(fds) }()
 	tx, err := openSocket(c.From, c.Group, unix.SOCK_DGRAM, 0, func(fd int) error {
 		return errors.Join(
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
@@ -74,6 +69,31 @@ func Group(ctx context.Context, c GroupConfig) ([]int, error) {
 		}
 	}
 	return heard, nil
+}
+
+// listeners opens a socket for each receiver, all on one port. The first is given a free one; in the namespace of
+// another somebody may have taken it: EADDRINUSE.
+func (c GroupConfig) listeners() (fds []int, port uint16, err error) {
+	for _, ns := range c.To {
+		fd, err := openSocket(ns, c.Group, unix.SOCK_DGRAM, 0, func(fd int) error {
+			bigBuffers(fd)
+			at, err := c.listen(fd, port)
+			port = at.Port()
+			return err
+		})
+		if err != nil {
+			closeAll(fds)
+			return nil, 0, err
+		}
+		fds = append(fds, fd)
+	}
+	return fds, port, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
 }
 
 // listen binds to the port on any address and joins the group if it is one. Runs in the namespace.
