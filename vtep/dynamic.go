@@ -115,7 +115,7 @@ func (v *VTEP) withdraw(n *network) error {
 
 // discard removes the TAP and, unless it was there before, the sandbox of a network that could not be added.
 func (v *VTEP) discard(n *network) error {
-	err := n.closePort()
+	err := v.closePort(n)
 	switch {
 	case n.sandbox == nil:
 	case n.adopted:
@@ -141,7 +141,7 @@ func (v *VTEP) RemoveNetwork(name string) error {
 		// Nothing more comes in, and what is there will be read.
 		errs = append(errs, n.in(func() error { return link.SetDown(n.cfg.Device) }))
 	}
-	errs = append(errs, v.withdraw(n), n.closePort())
+	errs = append(errs, v.withdraw(n), v.closePort(n))
 	if n.sandbox != nil {
 		errs = append(errs, n.sandbox.Remove())
 	}

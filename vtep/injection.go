@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/overlayd/overlayd/dataplane/fdb"
+	"github.com/overlayd/overlayd/vtep/fastpath"
 	"github.com/overlayd/overlayd/vtep/inject"
 	"github.com/overlayd/overlayd/vtep/underlay"
 )
@@ -19,7 +20,8 @@ type injection struct {
 // way is how superframes go to one VTEP.
 type way struct {
 	config inject.PathConfig
-	path   *inject.Path // nil: cut
+	path   *inject.Path  // nil: cut
+	direct *fastpath.Way // how the kernel sends packets there by itself; nil: it must not
 }
 
 // openInjection finds out whether the kernel takes superframes uncut, if that is wanted and of use.
@@ -58,7 +60,7 @@ func (v *VTEP) closeInjection() error {
 // held.
 func (v *VTEP) lookForWays(ids []fdb.VTEPID) (changed bool) {
 	in := &v.injection
-	if in.dev == nil {
+	if in.dev == nil && v.pairs == nil {
 		return false
 	}
 	s, err := inject.NewSurvey()
@@ -72,7 +74,7 @@ func (v *VTEP) lookForWays(ids []fdb.VTEPID) (changed bool) {
 			in.paths = append(in.paths, make([]way, n)...)
 		}
 		next, old := v.lookForWay(s, v.endpointTo(id), v.tables.VTEP(id).Addr), &in.paths[id]
-		if (next.path == nil) != (old.path == nil) || next.config != old.config {
+		if (next.path == nil) != (old.path == nil) || next.config != old.config || !sameWay(next.direct, old.direct) {
 			*old, changed = next, true
 		}
 	}
@@ -81,22 +83,51 @@ func (v *VTEP) lookForWays(ids []fdb.VTEPID) (changed bool) {
 
 // lookForWay finds out how superframes go from e to the VTEP at a.
 func (v *VTEP) lookForWay(s *inject.Survey, e *underlay.Endpoint, a netip.Addr) way {
-	if e == nil || !v.injection.dev.Usable() {
+	if e == nil {
 		return way{}
+	}
+	w := way{direct: v.lookForDirect(s, e.Local, a)}
+	if v.injection.dev == nil || !v.injection.dev.Usable() {
+		return w
 	}
 	checksum := v.cfg.Underlay.Checksum != ChecksumOff || a.Is6()
 	out, err := s.Outgoing(e.Local, a, checksum)
 	if err != nil {
 		v.tellWay(out.Device, err)
-		return way{}
+		return w
 	}
-	w := way{config: inject.PathConfig{
+	w.config = inject.PathConfig{
 		Local: e.Local, Peer: a, Port: v.cfg.Underlay.Port, TTL: v.cfg.Underlay.TTL, Checksum: checksum,
 		Device: out.Index, MaxPacket: out.MaxPacket,
-	}}
+	}
 	w.path, err = v.injection.dev.NewPath(w.config)
 	v.tellWay(out.Device, err)
 	return w
+}
+
+// lookForDirect finds out how the kernel sends packets from local to the VTEP at a by itself; nil if it must not. A
+// superframe then goes out whole or not that way at all: cut by the kernel, it would cost more than in a train of ours.
+func (v *VTEP) lookForDirect(s *inject.Survey, local, a netip.Addr) *fastpath.Way {
+	if v.pairs == nil || !local.Is4() || !a.Is4() {
+		return nil
+	}
+	out, err := s.Direct(local, a)
+	if err != nil {
+		return nil
+	}
+	w := &fastpath.Way{Device: out.Index, Local: local, Peer: a, TTL: v.cfg.Underlay.TTL}
+	if out.Tunnels {
+		w.MaxSuper = fastpath.MaxSuper(out.MaxPacket)
+	}
+	return w
+}
+
+// sameWay reports whether both ways are the same but for the source ports, which belong to the endpoint.
+func sameWay(a, b *fastpath.Way) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Same(b)
 }
 
 // tellWay tells the log how superframes go out by a device, if that has changed. What has no device has no route,

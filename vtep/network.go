@@ -16,6 +16,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/dataplane/gro"
+	"github.com/overlayd/overlayd/vtep/fastpath"
 	"github.com/overlayd/overlayd/vtep/link"
 	"github.com/overlayd/overlayd/vtep/tap"
 )
@@ -41,6 +42,11 @@ const (
 type port struct {
 	*tap.Device
 	writing []sync.Mutex // serialises the writers of each queue
+
+	// What the kernel forwards by itself; without hooks, nothing.
+	hooks  []*fastpath.Hook
+	outlet uint32 // number of the TAP for package fastpath
+	target fastpath.Target
 }
 
 // network is one VNI of this host: its TAP and its forwarding state.
@@ -52,6 +58,8 @@ type network struct {
 	refused  sync.Once            // the log has been told of a frame that the TAP refused
 	stations stations
 	healed   atomic.Uint64
+	// Frames, among those that are counted, that the kernel has forwarded by itself.
+	fastOut, fastIn forward.Traffic
 
 	sandbox *link.Sandbox // nil: the TAP is an interface of the host
 	adopted bool          // the sandbox was there before
@@ -80,6 +88,7 @@ func (v *VTEP) newNetwork(c Network) (*network, error) {
 		Counters:  new(forward.Counters),
 		Limit:     forward.NewLimiter(c.FloodRate, c.FloodBurst),
 	}
+	v.pairs.watchTables(n)
 	n.fwd.SetMSS(c.MSS)
 	return n, nil
 }
@@ -94,7 +103,8 @@ func (n *network) in(f func() error) error {
 
 // openPort makes the TAP. The interface is not up yet.
 func (v *VTEP) openPort(n *network) error {
-	return n.in(func() error {
+	var opened *port
+	err := n.in(func() error {
 		dev, err := v.openTAP(n.cfg.Device)
 		if err != nil {
 			return err
@@ -102,15 +112,20 @@ func (v *VTEP) openPort(n *network) error {
 		if err := link.SetMAC(n.cfg.Device, n.fwd.LocalMAC); err != nil {
 			return errors.Join(err, dev.Close())
 		}
-		n.port.Store(&port{Device: dev, writing: make([]sync.Mutex, len(dev.Queues))})
+		opened = &port{Device: dev, writing: make([]sync.Mutex, len(dev.Queues))}
 		return nil
 	})
+	if err == nil {
+		v.hookTAP(n, opened)
+		n.port.Store(opened)
+	}
+	return err
 }
 
 // closePort removes the TAP. No worker may be using it.
-func (n *network) closePort() error {
+func (v *VTEP) closePort(n *network) error {
 	if p := n.port.Swap(nil); p != nil {
-		return p.Close()
+		return errors.Join(v.unhookTAP(n, p), p.Close())
 	}
 	return nil
 }

@@ -44,6 +44,9 @@ func (v *VTEP) Run(ctx context.Context) (err error) {
 		g.Go(func() error { return v.prober.Run(ctx) })
 		g.Go(func() error { v.followPaths(ctx); return nil })
 	}
+	if v.pairs != nil {
+		g.Go(func() error { v.followPairs(ctx); return nil })
+	}
 	g.Go(func() error { v.reconcile(ctx); return nil })
 	g.Go(func() error { v.announcer(ctx); return nil })
 	g.Go(func() error {

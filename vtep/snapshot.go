@@ -21,6 +21,7 @@ const peerErrorAge = 30 * time.Second
 
 // Status returns a snapshot of the VTEP as a whole.
 func (v *VTEP) Status() Status {
+	v.pairs.count()
 	v.noteDegraded()
 	s := Status{
 		Port:            v.cfg.Underlay.Port,
@@ -48,6 +49,7 @@ func (v *VTEP) Status() Status {
 
 // Networks returns a snapshot of every network, in the order in which they were added.
 func (v *VTEP) Networks() []NetworkStatus {
+	v.pairs.count()
 	networks := v.all()
 	out := make([]NetworkStatus, 0, len(networks))
 	for _, n := range networks {
@@ -59,6 +61,7 @@ func (v *VTEP) Networks() []NetworkStatus {
 			Learning: n.cfg.Learning, AllowNested: n.cfg.AllowNested, Isolate: n.cfg.Isolate,
 			FDBEntries: n.fwd.FDB.Len(), Healed: n.healed.Load(),
 			Counters: countersOf(n.fwd.Counters),
+			Pairs:    v.pairs.forwarded(n), FastOut: trafficOf(&n.fastOut), FastIn: trafficOf(&n.fastIn),
 		}
 		if p := n.port.Load(); p != nil {
 			s.Backend, s.Queues = p.Backend, len(p.Queues)
@@ -91,13 +94,14 @@ func (v *VTEP) noteDegraded() {
 	}
 }
 
+func trafficOf(t *forward.Traffic) Traffic {
+	return Traffic{Frames: t.Frames.Load(), Bytes: t.Bytes.Load()}
+}
+
 func countersOf(c *forward.Counters) Counters {
-	traffic := func(t *forward.Traffic) Traffic {
-		return Traffic{Frames: t.Frames.Load(), Bytes: t.Bytes.Load()}
-	}
 	out := Counters{
-		TAPIn: traffic(&c.TAPIn), TAPOut: traffic(&c.TAPOut),
-		UnderlayIn: traffic(&c.UnderlayIn), UnderlayOut: traffic(&c.UnderlayOut),
+		TAPIn: trafficOf(&c.TAPIn), TAPOut: trafficOf(&c.TAPOut),
+		UnderlayIn: trafficOf(&c.UnderlayIn), UnderlayOut: trafficOf(&c.UnderlayOut),
 		Created: c.Created.Load(), Suppressed: c.Suppressed.Load(),
 		MSSClamped: c.MSSClamped.Load(), ICMPSent: c.ICMPSent.Load(), ICMPLimited: c.ICMPLimited.Load(),
 		Fragmented: c.Fragmented.Load(), Resegmented: c.Resegmented.Load(), Split: c.Split.Load(),
@@ -144,6 +148,7 @@ func (v *VTEP) here() netip.Addr {
 
 // Peers returns what is known of every remote VTEP that takes part in a network, sorted by address.
 func (v *VTEP) Peers() []PeerStatus {
+	v.pairs.count()
 	probed, unprobed := v.probed(), StateNotProbed
 	if v.prober != nil {
 		unprobed = pathmtu.StateUnanswered.String() // the prober has not come to it
@@ -191,6 +196,7 @@ func (v *VTEP) Peers() []PeerStatus {
 // Drops returns one row for every reason that has counted anything, networks in the order in which they were added
 // and what belongs to none last.
 func (v *VTEP) Drops() []DropCount {
+	v.pairs.count()
 	var out []DropCount
 	add := func(network string, d *forward.Drops) {
 		for r := range forward.NumReasons {

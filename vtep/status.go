@@ -61,7 +61,11 @@ type NetworkStatus struct {
 	FDBEntries  int
 	Healed      uint64 // entries and settings that were found other than stated, and put right
 	Counters    Counters
-	TAPOverflow uint64 // frames that the kernel dropped because the TAP's queue was full; never seen by us
+	// What the kernel forwards by itself: how many pairs of stations at present, each direction for itself, and how much of
+	// Counters that was.
+	Pairs           int
+	FastOut, FastIn Traffic
+	TAPOverflow     uint64 // frames that the kernel dropped because the TAP's queue was full; never seen by us
 }
 
 // FDBEntry is one row of a network's forwarding database.

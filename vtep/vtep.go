@@ -18,6 +18,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/dataplane/header"
 	"github.com/overlayd/overlayd/dataplane/mtu"
+	"github.com/overlayd/overlayd/vtep/fastpath"
 	"github.com/overlayd/overlayd/vtep/link"
 	"github.com/overlayd/overlayd/vtep/pathmtu"
 	"github.com/overlayd/overlayd/vtep/underlay"
@@ -77,6 +78,7 @@ type VTEP struct {
 	workers []*worker // those that run; guarded by change
 	// All of these are guarded by change, too.
 	injection injection
+	pairs     *pairs                        // nil: the feature is off
 	nodes     map[netip.Addr]Node           // as stated, by what names them
 	sources   map[netip.Addr][]netip.Addr   // of the routes to each node
 	choices   map[netip.Addr]pathmtu.Choice // what path probes say, by what names the VTEP
@@ -92,8 +94,9 @@ type VTEP struct {
 	sendMu    sync.RWMutex
 	endpoints []*underlay.Endpoint
 	dests     []underlay.Destination
-	whole     []int         // as forward.Egress wants it
-	retired   atomic.Uint64 // receive overflow of endpoints that are gone
+	whole     []int           // as forward.Egress wants it
+	direct    []*fastpath.Way // indexed by VTEPID: how the kernel sends by itself
+	retired   atomic.Uint64   // receive overflow of endpoints that are gone
 
 	mu       sync.RWMutex
 	networks []*network // in the order in which they were added; replaced as a whole
@@ -174,6 +177,7 @@ func (v *VTEP) open() error {
 	v.change.Lock()
 	defer v.change.Unlock()
 	v.openInjection()
+	v.openPairs()
 	for i := range v.cfg.Networks {
 		if err := v.addNetwork(v.cfg.Networks[i], fmt.Sprintf("networks[%d].", i)); err != nil {
 			return err
@@ -187,7 +191,7 @@ func (v *VTEP) abandon() error {
 	var errs []error
 	for _, n := range v.networks {
 		if n.sandbox != nil && !n.adopted {
-			errs = append(errs, n.closePort(), n.sandbox.Remove())
+			errs = append(errs, v.closePort(n), n.sandbox.Remove())
 		}
 	}
 	return errors.Join(append(errs, v.Close())...)
@@ -202,7 +206,7 @@ func (v *VTEP) Close() error {
 	defer v.change.Unlock()
 	var errs []error
 	for _, n := range v.networks {
-		if err := n.closePort(); err != nil {
+		if err := v.closePort(n); err != nil {
 			errs = append(errs, fmt.Errorf("removing %s: %w", n.cfg.Device, err))
 		}
 		if n.sandbox != nil {
@@ -215,6 +219,9 @@ func (v *VTEP) Close() error {
 		if err := e.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("closing the sockets of %v: %w", e.Local, err))
 		}
+	}
+	if err := v.closePairs(); err != nil {
+		errs = append(errs, fmt.Errorf("ending the %s: %w", FeatureFastPath, err))
 	}
 	if err := v.closeInjection(); err != nil {
 		errs = append(errs, fmt.Errorf("removing the device of %s: %w", FeatureTunnelGSO, err))
@@ -330,6 +337,11 @@ func (v *VTEP) now() int64 { return int64(time.Since(v.start)) }
 
 // publishDestinations makes senders use the current endpoints for all VTEPs.
 func (v *VTEP) publishDestinations() {
+	v.replaceDestinations()
+	v.hookUnderlay()
+}
+
+func (v *VTEP) replaceDestinations() {
 	v.sendMu.Lock()
 	defer v.sendMu.Unlock()
 	v.dests = v.dests[:0:0]
@@ -340,6 +352,7 @@ func (v *VTEP) publishDestinations() {
 		v.dests = append(v.dests, d)
 	}
 	v.whole = wholeLimits(v.dests)
+	v.direct = v.directWays(v.dests)
 }
 
 // endpointFor returns the first endpoint of a's family, or nil.

@@ -11,6 +11,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/gro"
+	"github.com/overlayd/overlayd/vtep/fastpath"
 	"github.com/overlayd/overlayd/vtep/poll"
 	"github.com/overlayd/overlayd/vtep/tap"
 	"github.com/overlayd/overlayd/vtep/underlay"
@@ -128,7 +129,7 @@ func (w *worker) serve(n *network) error {
 		return nil
 	}
 	for i := w.index; i < len(p.Queues); i += w.v.cfg.Queues {
-		if err := w.add(w.newOutlet(n, p.Queues[i])); err != nil {
+		if err := w.add(w.newOutlet(n, p, p.Queues[i])); err != nil {
 			return err
 		}
 	}
@@ -179,11 +180,13 @@ type outlet struct {
 	n      *network
 	queue  tap.Queue
 	egress *forward.Egress
+	hook   uint32 // number of the TAP for package fastpath; 0 = none
+	named  nominations[fastpath.LeaveKey]
 }
 
-func (w *worker) newOutlet(n *network, q tap.Queue) *outlet {
+func (w *worker) newOutlet(n *network, p *port, q tap.Queue) *outlet {
 	return &outlet{
-		w: w, n: n, queue: q,
+		w: w, n: n, queue: q, hook: p.outlet,
 		egress: forward.NewEgress(w.v.tables, n.fwd, w.v.samples, forward.Options{
 			Port: w.v.cfg.Underlay.Port, Buckets: w.v.buckets(), MaxSegments: underlay.MaxSegments,
 		}),
@@ -238,6 +241,7 @@ func (o *outlet) batch() (int, error) {
 		outcome := v.write(o.n, o.w.index, &gro.Item{Pieces: e.Answers[i : i+1]})
 		e.ReportAnswer(e.Answers[i], outcome)
 	}
+	o.left(k)
 	return k, nil
 }
 
@@ -247,6 +251,7 @@ type inlet struct {
 	local    netip.Addr
 	receiver *underlay.Receiver
 	ingress  *forward.Ingress
+	named    nominations[fastpath.ArriveKey]
 }
 
 func (w *worker) newInlet(e *underlay.Endpoint, i int) *inlet {
@@ -281,6 +286,7 @@ func (in *inlet) turn() error {
 			in.ingress.Report(d.Net, &d.Items[j], v.write(n, in.w.index, &d.Items[j]))
 		}
 	}
+	in.arrived(k)
 	return nil
 }
 

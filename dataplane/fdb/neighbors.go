@@ -15,6 +15,10 @@ import (
 // An IPv4 address mapped into IPv6 is taken as the IPv4 address, and a zone is ignored: the network is the
 // zone.
 type Neighbors struct {
+	// Changed, if it is not nil, is called after every change of who owns an address, never where Set states what is so
+	// already. What is said of Table.Changed holds here too.
+	Changed func()
+
 	v4    store[uint64]    // IPv4 address -> known | MAC
 	v6    store[[2]uint64] // IPv6 address, high and low half -> known | MAC
 	seeds seeds
@@ -63,13 +67,13 @@ func (n *Neighbors) Lookup(ip netip.Addr) (addr.MAC, bool) {
 
 // Set makes mac the owner of ip, in place of any other. The zero Addr has no owner and is passed over.
 func (n *Neighbors) Set(ip netip.Addr, mac addr.MAC) {
-	switch {
+	switch v := known | mac.Uint64(); {
 	case isV4(ip):
 		k := key4(ip)
-		n.v4.set(n.seeds.hash64(k), k, known|mac.Uint64())
+		n.changed(n.v4.set(n.seeds.hash64(k), k, v))
 	case ip.IsValid():
 		k := key6(ip)
-		n.v6.set(n.seeds.hash128(k), k, known|mac.Uint64())
+		n.changed(n.v6.set(n.seeds.hash128(k), k, v))
 	}
 }
 
@@ -78,19 +82,32 @@ func (n *Neighbors) Delete(ip netip.Addr) bool {
 	switch {
 	case isV4(ip):
 		k := key4(ip)
-		return n.v4.delete(n.seeds.hash64(k), k)
+		return n.changed(n.v4.delete(n.seeds.hash64(k), k))
 	case ip.IsValid():
 		k := key6(ip)
-		return n.v6.delete(n.seeds.hash128(k), k)
+		return n.changed(n.v6.delete(n.seeds.hash128(k), k))
 	}
 	return false
 }
 
-// set and delete are put and remove for a table that keeps no accounts of its own.
-func (s *store[K]) set(h uint64, k K, v uint64) {
+// changed tells who asked, if there is something to tell, and returns whether there is.
+func (n *Neighbors) changed(something bool) bool {
+	if something && n.Changed != nil {
+		n.Changed()
+	}
+	return something
+}
+
+// set and delete are put and remove for a table that keeps no accounts of its own. They report whether anything is
+// different.
+func (s *store[K]) set(h uint64, k K, v uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.get(h, k) == v {
+		return false
+	}
 	s.put(h, k, v)
+	return true
 }
 
 func (s *store[K]) delete(h uint64, k K) bool {

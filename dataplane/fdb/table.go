@@ -56,6 +56,13 @@ type Entry struct {
 // in which case they age. All methods are safe for concurrent use; Lookup never locks, and neither does Learn
 // for an entry that it only refreshes.
 type Table struct {
+	// Changed, if it is not nil, is called after every change of where a MAC lives or of whether that is static: an entry
+	// was added, moved, pinned, deleted or has expired; once for all that one call changed. A refresh is no change, nor
+	// is what SetStatic finds to be so already. The table shows the change by then, and its lock is not held. It may be
+	// called from several goroutines at once, and from the packet path: it must not block, nor change the table. It
+	// is set before the table is used.
+	Changed func()
+
 	store   store[uint64] // MAC -> VTEPID<<32 | stamp
 	seeds   seeds
 	max     int64
@@ -128,11 +135,11 @@ func (t *Table) Learn(mac addr.MAC, vtep VTEPID, now uint32) Outcome {
 			if t.learned.Load() >= t.max {
 				return Full
 			}
-			return t.learnLocked(h, k, want)
+			return t.learnSlow(h, k, want)
 		case isStatic(v) && vtepOf(v) != vtep:
 			return Pinned
 		case vtepOf(v) != vtep:
-			return t.learnLocked(h, k, want)
+			return t.learnSlow(h, k, want)
 		case isStatic(v) || v >= want:
 			return Refreshed
 		case s.value.CompareAndSwap(v, want) && p.Load() == a:
@@ -142,7 +149,47 @@ func (t *Table) Learn(mac addr.MAC, vtep VTEPID, now uint32) Outcome {
 	}
 }
 
-// learnLocked is Learn for what cannot be done without the mutex. The entry is looked at anew.
+// Refresh notes, as Learn does, that mac was last seen at the second now, if there is an entry that says that it lives
+// behind vtep, and reports whether there is one. It adds and moves nothing, so that it does no harm if it comes late:
+// the frames that it is about may be older than what was learned since. It takes no lock.
+func (t *Table) Refresh(mac addr.MAC, vtep VTEPID, now uint32) bool {
+	k := mac.Uint64()
+	h := t.seeds.hash64(k)
+	p := t.store.shard(h)
+	want := learnedValue(vtep, now)
+	for {
+		a := p.Load()
+		s := a.find(h, k)
+		if s == nil {
+			return false
+		}
+		switch v := s.value.Load(); {
+		case v <= dead || vtepOf(v) != vtep:
+			return false
+		case isStatic(v) || v >= want:
+			return true
+		case s.value.CompareAndSwap(v, want) && p.Load() == a:
+			return true
+		}
+	}
+}
+
+// learnSlow is Learn for what cannot be done without the mutex.
+func (t *Table) learnSlow(h, k, want uint64) Outcome {
+	o := t.learnLocked(h, k, want)
+	if o == Added || o == Moved {
+		t.changed()
+	}
+	return o
+}
+
+func (t *Table) changed() {
+	if t.Changed != nil {
+		t.Changed()
+	}
+}
+
+// learnLocked is learnSlow under the mutex. The entry is looked at anew.
 func (t *Table) learnLocked(h, k, want uint64) Outcome {
 	t.store.mu.Lock()
 	defer t.store.mu.Unlock()
@@ -173,19 +220,38 @@ func (t *Table) learnLocked(h, k, want uint64) Outcome {
 
 // SetStatic puts an entry that is never learned over and does not age, in place of any other entry of mac.
 func (t *Table) SetStatic(mac addr.MAC, vtep VTEPID) {
-	k := mac.Uint64()
+	if t.pin(mac.Uint64(), staticValue(vtep)) {
+		t.changed()
+	}
+}
+
+// pin gives k a static value, and reports whether it had another.
+func (t *Table) pin(k, want uint64) bool {
 	h := t.seeds.hash64(k)
 	t.store.mu.Lock()
 	defer t.store.mu.Unlock()
-	if v := t.store.get(h, k); v > dead && !isStatic(v) {
+	v := t.store.get(h, k)
+	if v == want {
+		return false
+	}
+	if v > dead && !isStatic(v) {
 		t.learned.Add(-1)
 	}
-	t.store.put(h, k, staticValue(vtep))
+	t.store.put(h, k, want)
+	return true
 }
 
 // Delete removes the entry of mac, static or learned, and reports whether there was one.
 func (t *Table) Delete(mac addr.MAC) bool {
-	k := mac.Uint64()
+	was := t.remove(mac.Uint64())
+	if was {
+		t.changed()
+	}
+	return was
+}
+
+// remove takes the entry of k away, and reports whether there was one.
+func (t *Table) remove(k uint64) bool {
 	t.store.mu.Lock()
 	defer t.store.mu.Unlock()
 	v := t.store.remove(t.seeds.hash64(k), k)
@@ -200,20 +266,25 @@ func (t *Table) Delete(mac addr.MAC) bool {
 
 // DeleteVTEP removes all learned entries behind vtep and returns how many there were. Static ones stay.
 func (t *Table) DeleteVTEP(vtep VTEPID) int {
-	return t.store.sweep(func(v uint64) bool {
-		return vtepOf(v) == vtep && !isStatic(v)
-	}, t.unlearned)
+	return t.sweep(func(v uint64) bool { return vtepOf(v) == vtep && !isStatic(v) })
 }
 
 // Expire removes the learned entries that were last seen more than maxAge seconds before now, and returns how
 // many there were.
 func (t *Table) Expire(now, maxAge uint32) int {
-	return t.store.sweep(func(v uint64) bool {
+	return t.sweep(func(v uint64) bool {
 		return !isStatic(v) && now > lastSeen(v) && now-lastSeen(v) > maxAge
-	}, t.unlearned)
+	})
 }
 
-func (t *Table) unlearned(n int) { t.learned.Add(int64(-n)) }
+// sweep removes the entries whose value the function condemns, all of them learned, and returns how many.
+func (t *Table) sweep(condemned func(v uint64) bool) int {
+	n := t.store.sweep(condemned, func(n int) { t.learned.Add(int64(-n)) })
+	if n > 0 {
+		t.changed()
+	}
+	return n
+}
 
 // Len returns the number of entries, static ones included.
 func (t *Table) Len() int { return int(t.store.live.Load()) }

@@ -20,6 +20,7 @@ import (
 // Data belongs to the receiver of the batch, who may write to it, until the next receive.
 type Received struct {
 	From   netip.Addr
+	Port   uint16 // from which it came
 	Data   []byte
 	Stride int   // as the kernel stated it (UDP_GRO), 0 if it stated none
 	TOS    uint8 // traffic class of the outer header

@@ -26,6 +26,10 @@ type Network struct {
 	Counters    *Counters
 	Limit       *Limiter // of the frames from the TAP that are flooded; nil: none
 
+	// Changed, if it is not nil, is called after SetMembers, SetMTU and SetMSS have published something different, by
+	// whoever called them.
+	Changed func()
+
 	members atomic.Pointer[members]
 	mtu     atomic.Int64 // overlay MTU of the TAP
 	mss     atomic.Int64 // of every SYN; 0: as the path leaves
@@ -61,7 +65,15 @@ func (n *Network) SetMembers(ids []fdb.VTEPID) {
 		}
 		m.has[id] = true
 	}
-	n.members.Store(m)
+	if was := n.members.Swap(m); was == nil || !slices.Equal(was.list, m.list) {
+		n.changed()
+	}
+}
+
+func (n *Network) changed() {
+	if n.Changed != nil {
+		n.Changed()
+	}
 }
 
 func (n *Network) flood() []fdb.VTEPID {
@@ -77,14 +89,22 @@ func (n *Network) isMember(id fdb.VTEPID) bool {
 }
 
 // SetMTU publishes the overlay MTU: the inner IP MTU of n's TAP.
-func (n *Network) SetMTU(m mtu.OverlayMTU) { n.mtu.Store(int64(m)) }
+func (n *Network) SetMTU(m mtu.OverlayMTU) {
+	if n.mtu.Swap(int64(m)) != int64(m) {
+		n.changed()
+	}
+}
 
 // MTU returns what SetMTU published.
 func (n *Network) MTU() mtu.OverlayMTU { return mtu.OverlayMTU(n.mtu.Load()) }
 
 // SetMSS publishes the MSS that no SYN of the network exceeds, even where the path would carry more. 0 leaves it to the
 // paths alone. A fixed MSS never makes up for a path that carries less.
-func (n *Network) SetMSS(m mtu.MSS) { n.mss.Store(int64(m)) }
+func (n *Network) SetMSS(m mtu.MSS) {
+	if n.mss.Swap(int64(m)) != int64(m) {
+		n.changed()
+	}
+}
 
 // MSS returns what SetMSS published.
 func (n *Network) MSS() mtu.MSS { return mtu.MSS(n.mss.Load()) }

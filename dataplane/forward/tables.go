@@ -23,8 +23,9 @@ type view struct {
 // Tables holds what all workers of a daemon share: its networks and the VTEPs that they name. Readers take
 // one atomic load; every change publishes a new view.
 type Tables struct {
-	mu   sync.Mutex // serialises writers
-	view atomic.Pointer[view]
+	mu      sync.Mutex // serialises writers
+	view    atomic.Pointer[view]
+	changed func()
 }
 
 // NewTables returns empty tables.
@@ -32,6 +33,18 @@ func NewTables() *Tables {
 	t := new(Tables)
 	t.view.Store(&view{networks: map[addr.VNI]*Network{}, byAddr: map[netip.Addr]fdb.VTEPID{}})
 	return t
+}
+
+// OnChange has f called after every change of the networks and VTEPs, which readers see by then. It is called once, before
+// the tables are used. f is called under the lock of the writers: it must neither block nor change the tables.
+func (t *Tables) OnChange(f func()) { t.changed = f }
+
+// publish lets the readers see v.
+func (t *Tables) publish(v *view) {
+	t.view.Store(v)
+	if t.changed != nil {
+		t.changed()
+	}
 }
 
 // AddNetwork makes n known to the workers. Its VNI must be free.
@@ -45,7 +58,7 @@ func (t *Tables) AddNetwork(n *Network) error {
 	next := *old
 	next.networks = maps.Clone(old.networks)
 	next.networks[n.VNI] = n
-	t.view.Store(&next)
+	t.publish(&next)
 	return nil
 }
 
@@ -63,7 +76,7 @@ func (t *Tables) RemoveNetwork(vni addr.VNI) bool {
 	next.networks = maps.Clone(old.networks)
 	delete(next.networks, vni)
 	next.removals++
-	t.view.Store(&next)
+	t.publish(&next)
 	return true
 }
 

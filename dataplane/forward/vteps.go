@@ -125,7 +125,7 @@ func (t *Tables) publishVTEPs(vteps []VTEP) {
 			claim(a, i)
 		}
 	}
-	t.view.Store(&next)
+	t.publish(&next)
 }
 
 // VTEP returns the VTEP with this number, which must have come from AddVTEP. That of fdb.Local is the zero VTEP,

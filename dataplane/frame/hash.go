@@ -1,9 +1,12 @@
 package frame
 
-import (
-	"encoding/binary"
-	"math/bits"
-)
+import "encoding/binary"
+
+// HashFactor is what FlowHash multiplies by: 2^64 over the golden ratio, odd, and with bits that have no pattern. It
+// is exported, and the hash no more than one multiplication of 64 bits a word, because a BPF program computes the same
+// number for the packets that it forwards, see vtep/fastpath: BPF has no multiplication with a result of 128 bits, and
+// a flow must keep its source port whichever of the two forwards a packet.
+const HashFactor uint64 = 0x9e3779b97f4a7c15
 
 // FlowHash returns a number that is the same for all frames of one flow of the parsed frame b, for use as
 // entropy in the outer source port (RFC 7348, section 5): protocol, addresses and ports where they can be
@@ -27,11 +30,11 @@ func (p *Parsed) FlowHash(b []byte) uint32 {
 	if p.PayloadOff != 0 {
 		h = mix(h, uint64(binary.BigEndian.Uint32(b[p.L4Off:])))
 	}
-	return uint32(h>>32) ^ uint32(h)
+	return uint32(h)
 }
 
-// mix folds w into h by a full multiplication, as wyhash and its kin do.
+// mix folds w into h. A product's low bits know only the low bits of its factors; so the high ones are folded in.
 func mix(h, w uint64) uint64 {
-	hi, lo := bits.Mul64(h^0x9e3779b97f4a7c15, w^0xd1b54a32d192ed03)
-	return hi ^ lo
+	h = (h ^ w) * HashFactor
+	return h ^ h>>32
 }

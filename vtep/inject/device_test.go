@@ -278,7 +278,7 @@ func TestOutgoing(t *testing.T) {
 		}
 		return s.Outgoing(here4, there4, checksum)
 	}
-	if way, err := survey(true); way != (Way{"eth0", l.Attrs().Index, 65535}) || err != nil {
+	if way, err := survey(true); way != (Way{"eth0", l.Attrs().Index, 65535, true}) || err != nil {
 		t.Errorf("a veth: %+v, %v", way, err)
 	}
 	must(t, netlink.LinkSetGSOMaxSize(l, 30000))

@@ -30,6 +30,7 @@ type Way struct {
 	Device    string // name of the underlay device, as far as it is known
 	Index     int    // of its interface
 	MaxPacket int    // the longest packet, with its Ethernet header, that it takes in one piece
+	Tunnels   bool   // it segments tunnelled packets that have no outer checksum
 }
 
 // surveyed is what is known of one device.
@@ -55,6 +56,22 @@ func (s *Survey) Close() { s.tool.Close() }
 // be injected there: the device does not segment tunnelled packets, with outer checksums if checksum is set; it is
 // not Ethernet; or which device it is depends on more than the addresses.
 func (s *Survey) Outgoing(local, peer netip.Addr, checksum bool) (Way, error) {
+	way, err := s.Direct(local, peer)
+	if err != nil {
+		return way, err
+	}
+	if !way.Tunnels {
+		return way, fmt.Errorf("%s does not segment tunnelled packets (%s is off)", way.Device, featureTunnel)
+	}
+	if checksum && !s.device(way.Index).features[featureTunnelCsum] {
+		return way, fmt.Errorf("%s does not segment tunnelled packets (%s is off)", way.Device, featureTunnelCsum)
+	}
+	return way, nil
+}
+
+// Direct returns how datagrams leave that are sent from local to peer. The error says why nothing can be put on the
+// device there but by a socket: it is not Ethernet, or which one it is depends on more than the addresses.
+func (s *Survey) Direct(local, peer netip.Addr) (Way, error) {
 	// The route itself is asked for, not what becomes of it for one packet: see multipath below.
 	routes, err := netlink.RouteGetWithOptions(peer.WithZone("").AsSlice(), &netlink.RouteGetOptions{SrcAddr: local.WithZone("").AsSlice(), FIBMatch: true})
 	if err == nil && len(routes) == 0 {
@@ -74,13 +91,6 @@ func (s *Survey) Outgoing(local, peer netip.Addr, checksum bool) (Way, error) {
 		return d.way, fmt.Errorf("the route to %v encapsulates", peer)
 	case d.err != nil:
 		return d.way, d.err
-	}
-	want := featureTunnel
-	if checksum {
-		want = featureTunnelCsum
-	}
-	if !d.features[featureTunnel] || !d.features[want] {
-		return d.way, fmt.Errorf("%s does not segment tunnelled packets (%s is off)", d.way.Device, want)
 	}
 	if err := s.protected(peer); err != nil {
 		return d.way, err
@@ -116,6 +126,7 @@ func (s *Survey) device(index int) *surveyed {
 	if d.features, err = s.tool.Features(d.way.Device); err != nil {
 		d.err = fmt.Errorf("asking %s for its features: %w", d.way.Device, err)
 	}
+	d.way.Tunnels = d.features[featureTunnel]
 	return d
 }
 

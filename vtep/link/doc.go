@@ -5,10 +5,11 @@
 // A Sandbox is a network namespace for the bridge of one network. It keeps frames away from the host's packet filters,
 // and outlives the daemon by a name in /run/netns. A veth pair joins a container to it. What there ought to be in a
 // sandbox is a Layout, and Repair makes it so, at the start as after somebody has meddled.
+// A Relay is a veth pair from a sandbox to the host, for packets that BPF programs redirect and for nothing else.
 //
 // It works on Linux, by rtnetlink and /proc. Every function acts in the network namespace of the calling thread, but
-// for the methods of Namespace and Sandbox, which act in theirs; Watch goes on in the one in which it was called. All
-// are safe for concurrent use.
+// for the methods of Namespace and Sandbox, which act in theirs; OpenRelay acts in both, and Watch goes on in the one in
+// which it was called. All are safe for concurrent use.
 //
 // Watch starts one goroutine, "link watch", which ends with its context. What happens in another namespace, or on a
 // thread that is spent by it, is done by a goroutine that the caller waits for. Nothing else starts any.

@@ -35,7 +35,7 @@ func TestFramesWrittenArriveAtAPacketSocket(t *testing.T) {
 		for n := header.EthernetLen; n <= 1514; n += 1 + n/7 {
 			f := raw(n)
 			write(t, d.Queues[n%len(d.Queues)], f[:1], f[1:1], f[1:n/2], f[n/2:])
-			if k, err := unix.Read(s, buf); err != nil || !bytes.Equal(buf[:k], f) {
+			if k, err := next(s, buf); err != nil || !bytes.Equal(buf[:k], f) {
 				t.Fatalf("of %d bytes, %d arrived, %v", n, k, err)
 			}
 		}
@@ -46,7 +46,7 @@ func TestFramesWrittenArriveAtAPacketSocket(t *testing.T) {
 			pieces = append(pieces, f[i:i+1])
 		}
 		write(t, d.Queues[0], pieces...)
-		if k, err := unix.Read(s, buf); err != nil || !bytes.Equal(buf[:k], f) {
+		if k, err := next(s, buf); err != nil || !bytes.Equal(buf[:k], f) {
 			t.Errorf("in %d pieces: %d bytes, %v", len(pieces), k, err)
 		}
 	})
@@ -176,7 +176,7 @@ func TestUDPBothWays(t *testing.T) {
 func receive(t *testing.T, s int, want []byte) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
-	if k, _, err := unix.Recvfrom(s, buf, 0); err != nil || !bytes.Equal(buf[:k], want) {
+	if k, err := next(s, buf); err != nil || !bytes.Equal(buf[:k], want) {
 		t.Fatalf("received %d bytes in place of %d, %v", k, len(want), err)
 	}
 }
@@ -246,7 +246,7 @@ func TestWriteOfNonsenseIsAnError(t *testing.T) {
 		s := packetSocket(t, "tap0", experimental)
 		write(t, q, f)
 		buf := make([]byte, 1<<16)
-		if k, err := unix.Read(s, buf); err != nil || !bytes.Equal(buf[:k], f) {
+		if k, err := next(s, buf); err != nil || !bytes.Equal(buf[:k], f) {
 			t.Errorf("the next frame: %d bytes, %v", k, err)
 		}
 	})
@@ -299,7 +299,7 @@ func TestReadAndWriteDoNotAllocate(t *testing.T) {
 		for name, run := range map[string]func(){
 			"Write": func() {
 				note("Write", q.Write(&h, pieces))
-				_, err := unix.Read(s, buf)
+				_, err := next(s, buf)
 				note("reading the socket", err)
 			},
 			"Read": func() {

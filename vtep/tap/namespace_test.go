@@ -165,6 +165,15 @@ func udpSocket(t *testing.T, port int) int {
 	return fd
 }
 
+// next waits for what comes next to a blocking socket, as long as that allows. The Go runtime interrupts threads by
+// signals, and the kernel does not begin anew a wait that has a limit (signal(7)).
+func next(fd int, b []byte) (n int, err error) {
+	for err = unix.EINTR; err == unix.EINTR; {
+		n, err = unix.Read(fd, b)
+	}
+	return n, err
+}
+
 // exists reports whether there is a device of this name.
 func exists(name string) bool {
 	_, err := netlink.LinkByName(name)

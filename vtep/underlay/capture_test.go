@@ -31,7 +31,7 @@ func (h *hosts) listen(t *testing.T) func() []byte {
 	return func() []byte {
 		t.Helper()
 		buf := make([]byte, 1<<16)
-		n, err := unix.Read(fd, buf)
+		n, _, err := next(fd, buf)
 		if err != nil {
 			t.Fatalf("nothing on the wire: %v", err)
 		}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -246,6 +247,9 @@ func (e *Endpoint) GSO() bool { return e.gso.Load() }
 
 // Buckets returns the number of sources.
 func (e *Endpoint) Buckets() int { return len(e.sources) }
+
+// Ports returns the ports of the sources.
+func (e *Endpoint) Ports() []uint16 { return slices.Clone(e.ports) }
 
 // PeerErrors returns the last ICMP error for each peer that one came back for.
 func (e *Endpoint) PeerErrors() map[netip.Addr]PeerError {

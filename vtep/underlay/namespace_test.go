@@ -201,6 +201,15 @@ func plainSocket(t *testing.T, a netip.Addr, port uint16, reuse bool) int {
 	return fd
 }
 
+// next waits for what comes next to a blocking socket, as long as that allows. The Go runtime interrupts threads by
+// signals, and the kernel does not begin anew a wait that has a limit (signal(7)).
+func next(fd int, b []byte) (n int, from unix.Sockaddr, err error) {
+	for err = unix.EINTR; err == unix.EINTR; {
+		n, from, err = unix.Recvfrom(fd, b, 0)
+	}
+	return n, from, err
+}
+
 // sockets counts the open sockets of this process.
 func sockets(t *testing.T) int {
 	t.Helper()

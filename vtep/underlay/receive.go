@@ -132,6 +132,7 @@ func (r *Receiver) decode(i int, out *forward.Received) {
 	out.Stride, out.TOS = 0, 0
 	name := r.name[i*nameLen:]
 	// struct sockaddr_in and sockaddr_in6: family in host order, port, then the address.
+	out.Port = binary.BigEndian.Uint16(name[2:])
 	if binary.NativeEndian.Uint16(name) == unix.AF_INET {
 		out.From = netip.AddrFrom4([4]byte(name[4:8]))
 	} else {

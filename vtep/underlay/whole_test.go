@@ -104,7 +104,7 @@ func TestWholeKeepsTheOrder(t *testing.T) {
 				x.send(s, dest).want(t, map[forward.DropReason]int{forward.NotDropped: frames})
 				b := make([]byte, 1<<16)
 				for i, want := range x.sent {
-					n, from, err := unix.Recvfrom(fd, b, 0)
+					n, from, err := next(fd, b)
 					must(t, err)
 					if string(b[:n]) != want {
 						t.Fatalf("%s: datagram %d has %d bytes, want %d, or is another", family, i, n, len(want))
