@@ -274,7 +274,7 @@ func descriptors() (string, error) {
 		if err != nil {
 			continue // that of the folder itself
 		}
-		for _, kind := range []string{"socket:", "/dev/net/tun", "net:", "/run/netns", "anon_inode:[eventfd]", "anon_inode:[eventpoll]"} {
+		for _, kind := range []string{"socket:", "/dev/net/tun", "net:", "/run/netns", "anon_inode:[eventfd]", "anon_inode:[eventpoll]", "anon_inode:bpf"} {
 			if strings.HasPrefix(to, kind) {
 				kinds[kind]++
 			}

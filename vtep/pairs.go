@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep/fastpath"
@@ -45,7 +46,8 @@ type pairs struct {
 	outlets map[uint32]*network // those whose TAP has a program, by its number
 	leave   map[fastpath.LeaveKey]*entry
 	arrive  map[fastpath.ArriveKey]*entry
-	freed   []fastpath.Slot // of entries that are gone since the last count
+	freed   []fastpath.Slot  // of entries that are gone since the last count
+	macs    map[addr.MAC]int // of the stations of all entries: how many entries each has
 }
 
 // nominee is a pair of stations that talk: one of the two.
@@ -102,6 +104,7 @@ func (v *VTEP) openPairs() {
 		inlets:  map[int]*fastpath.Hook{},
 		outlets: map[uint32]*network{},
 		leave:   map[fastpath.LeaveKey]*entry{}, arrive: map[fastpath.ArriveKey]*entry{},
+		macs: map[addr.MAC]int{},
 	}
 	v.pairs = p
 	v.tables.OnChange(p.change)
@@ -410,6 +413,21 @@ func admit[K comparable](p *pairs, into map[K]*entry, k K, decide func(K) (*netw
 		return
 	}
 	into[k] = e
+	p.macs[e.stations.Src]++
+	p.macs[e.stations.Dst]++
+}
+
+// moved leaves to userspace what has to do with a station that was heard elsewhere than before. When it returns, no packet to
+// it goes where it was.
+func (p *pairs) moved(s forward.Station) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	if p.macs[s.MAC] > 0 {
+		p.decide(time.Now())
+	}
+	p.mu.Unlock()
 }
 
 func (p *pairs) putLeave(k fastpath.LeaveKey, e *entry) error {
@@ -472,6 +490,11 @@ func (p *pairs) sweep(now time.Time) {
 		p.table.FreeSlot(s)
 	}
 	p.freed = p.freed[:0]
+	p.decide(now)
+}
+
+// decide is sweep without giving back counters. The mutex is held.
+func (p *pairs) decide(now time.Time) {
 	sweep(p, p.leave, p.leaves, p.putLeave, p.table.UnsetLeave, p.countLeft, now)
 	sweep(p, p.arrive, p.arrives, p.putArrive, p.table.UnsetArrive, p.countArrived, now)
 }
@@ -499,6 +522,11 @@ func sweep[K comparable](p *pairs, all map[K]*entry, decide func(K) (*network, r
 		// A program that found it a moment ago may still count.
 		count(e, now)
 		delete(all, k)
+		for _, mac := range []addr.MAC{e.stations.Src, e.stations.Dst} {
+			if p.macs[mac]--; p.macs[mac] == 0 {
+				delete(p.macs, mac)
+			}
+		}
 		p.freed = append(p.freed, e.slot)
 	}
 }

@@ -215,6 +215,7 @@ func checkFeatures(t *testing.T, features []Feature, off []string) {
 		FeatureFairQueues:    {FeatureTAPVNet, FeatureTAPMultiqueue},
 		FeatureGSOMaxSize:    {FeatureTAPVNet, FeatureTAPTSO},
 		FeatureTunnelGSO:     {FeatureTAPVNet, FeatureTAPTSO},
+		FeatureFastPath:      {FeatureTAPVNet, FeatureTAPTSO, FeatureTAPUSO},
 	}
 	if len(features) != len(FeatureNames()) {
 		t.Fatalf("%d features", len(features))

@@ -143,12 +143,24 @@ func (w *worker) listen(e *underlay.Endpoint) error {
 			return err
 		}
 	}
+	if w.index == 0 && w.v.pairs != nil {
+		for _, s := range e.SourceSockets() {
+			if err := w.add(complaints{s}); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
 // deafen ends receiving at e.
 func (w *worker) deafen(e *underlay.Endpoint) error {
 	var errs []error
+	if w.index == 0 && w.v.pairs != nil {
+		for _, s := range e.SourceSockets() {
+			errs = append(errs, w.remove(s.FD()))
+		}
+	}
 	for i := w.index; i < len(e.Receivers); i += w.v.cfg.Queues {
 		errs = append(errs, w.remove(e.Receivers[i].FD()))
 	}
@@ -276,6 +288,9 @@ func (in *inlet) turn() error {
 	}
 	in.ingress.Process(in.w.buffers[:k], v.now())
 	v.received.Add(uint64(in.ingress.Datagrams))
+	for _, s := range in.ingress.Moved {
+		v.pairs.moved(s) // before it is answered
+	}
 	for i := range in.ingress.Probes {
 		v.receivedProbe(in.local, in.ingress.Probes[i].Remote, in.ingress.Probes[i].Payload)
 	}
@@ -287,6 +302,14 @@ func (in *inlet) turn() error {
 		}
 	}
 	in.arrived(k)
+	return nil
+}
+
+// complaints hears the ICMP errors for what the kernel has sent by itself from the port of a socket.
+type complaints struct{ underlay.Source }
+
+func (c complaints) turn() error {
+	c.Hear()
 	return nil
 }
 

@@ -38,6 +38,12 @@ type ProbeDatagram struct {
 	Payload []byte     // of the UDP datagram: where it was received
 }
 
+// Station is one station of one network.
+type Station struct {
+	Net *Network
+	MAC addr.MAC
+}
+
 // outlet collects the frames for one network.
 type outlet struct {
 	net  *Network
@@ -52,6 +58,8 @@ type Ingress struct {
 	Deliveries []Delivery
 	// Probes are the datagrams of the batch that are path probes. They are no frames, and none is dropped here.
 	Probes []ProbeDatagram
+	// Moved are the stations that were learned, in the last batch, to be behind another VTEP than before.
+	Moved []Station
 	// Datagrams counts the datagrams of the last batch.
 	Datagrams int
 
@@ -93,6 +101,7 @@ func NewIngress(t *Tables, drops *Drops, s *Samples, opt Options) *Ingress {
 func (in *Ingress) Process(batch []Received, now int64) {
 	in.view, in.now, in.seconds = in.tables.view.Load(), now, uint32(now/1e9)
 	in.Deliveries, in.Probes, in.used, in.cut = in.Deliveries[:0], in.Probes[:0], in.used[:0], in.cut[:0]
+	in.Moved = in.Moved[:0]
 	in.arena.Reset()
 	if in.removed != in.view.removals {
 		in.forget()
@@ -271,8 +280,11 @@ func (in *Ingress) source(n *Network, mac addr.MAC) bool {
 		return false
 	}
 	if n.Learning {
-		if n.FDB.Learn(mac, in.vtep, in.seconds) == fdb.Pinned {
+		switch n.FDB.Learn(mac, in.vtep, in.seconds) {
+		case fdb.Pinned:
 			return false
+		case fdb.Moved:
+			in.Moved = append(in.Moved, Station{n, mac})
 		}
 	} else if id, ok := n.FDB.Lookup(mac); ok && id != in.vtep {
 		return false

@@ -251,6 +251,33 @@ func (e *Endpoint) Buckets() int { return len(e.sources) }
 // Ports returns the ports of the sources.
 func (e *Endpoint) Ports() []uint16 { return slices.Clone(e.ports) }
 
+// Source is a socket that only sends. To it come the ICMP errors for what leaves from its port, be it sent by it or not.
+type Source struct {
+	e  *Endpoint
+	fd int
+}
+
+// SourceSockets returns the sockets that only send.
+func (e *Endpoint) SourceSockets() []Source {
+	var out []Source
+	for _, fd := range e.sources {
+		if len(e.Receivers) == 0 || fd != e.Receivers[0].fd {
+			out = append(out, Source{e, fd})
+		}
+	}
+	return out
+}
+
+// FD returns the descriptor to wait on: it has an error to report when ICMP errors have come, and nothing to read ever.
+func (s Source) FD() int { return s.fd }
+
+// Hear takes note of the ICMP errors that have come. Sends do so too, so that it is of use where none is under way.
+func (s Source) Hear() {
+	s.e.drainErrors(s.fd)
+	// What has no place in the queue must not keep the socket ready.
+	_, _ = unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+}
+
 // PeerErrors returns the last ICMP error for each peer that one came back for.
 func (e *Endpoint) PeerErrors() map[netip.Addr]PeerError {
 	e.mu.Lock()
