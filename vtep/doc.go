@@ -12,6 +12,7 @@
 //     address if need be, and tells the prober.
 //   - age, one: forgets learned MAC addresses that have been silent.
 //   - announcer, one: tells containers of this host when an address belongs to another station than it did.
+//   - pairs, one: decides which pairs of stations the kernel forwards by itself; see package fastpath.
 //   - reconcile, one: every two to four seconds compares tables and sandboxes with what was stated, and heals them.
 //   - prober, one, of package pathmtu: probes the paths to other VTEPs.
 //   - paths, one: makes datagrams go where the prober has found to be best, no larger than it has proven, and the MTUs

@@ -55,6 +55,7 @@ type network struct {
 	fwd      *forward.Network
 	port     atomic.Pointer[port] // nil while there is no TAP
 	lost     atomic.Bool          // the TAP was deleted by somebody
+	down     atomic.Bool          // the TAP, an interface of the host, is not up
 	refused  sync.Once            // the log has been told of a frame that the TAP refused
 	stations stations
 	healed   atomic.Uint64

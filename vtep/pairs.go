@@ -3,19 +3,14 @@ package vtep
 import (
 	"context"
 	"errors"
-	"fmt"
-	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
-	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep/fastpath"
-	"github.com/overlayd/overlayd/vtep/underlay"
 )
 
 const (
@@ -138,205 +133,6 @@ func (p *pairs) watchTables(n *network) {
 		return
 	}
 	n.fwd.Changed, n.fwd.FDB.Changed, n.fwd.Neighbors.Changed = p.change, p.change, p.change
-}
-
-// hookTAP attaches the programs of the TAP of n, which is open and not up. The network forwards without them, too.
-func (v *VTEP) hookTAP(n *network, to *port) {
-	p := v.pairs
-	if p == nil {
-		return
-	}
-	hooks, target, err := p.hooks(n, to)
-	if err != nil {
-		for _, h := range hooks {
-			err = errors.Join(err, h.Close())
-		}
-		if n.sandbox != nil {
-			err = errors.Join(err, n.sandbox.CloseRelay())
-		}
-		v.log.Warn("the kernel forwards nothing of this network by itself, so that it will be slower", "network", n.cfg.Name, "error", err)
-		return
-	}
-	to.hooks, to.target, to.outlet = hooks, target, hooks[0].Outlet
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.outlets[to.outlet] = n
-}
-
-// hooks attaches the programs of a TAP, that at the TAP itself first. After an error, it returns those that are attached.
-func (p *pairs) hooks(n *network, to *port) (hooks []*fastpath.Hook, target fastpath.Target, err error) {
-	add := func(h *fastpath.Hook, failed error) error {
-		if failed == nil {
-			hooks = append(hooks, h)
-		}
-		return failed
-	}
-	var index int
-	if err := n.in(func() error { index, err = indexOf(n.cfg.Device); return err }); err != nil {
-		return nil, target, err
-	}
-	if n.sandbox == nil {
-		return hooks, fastpath.Target{Device: index}, add(p.table.AttachTAP(index, 0))
-	}
-	relay, err := n.sandbox.OpenRelay(n.cfg.VNI)
-	if err != nil {
-		return nil, target, err
-	}
-	err = n.in(func() error {
-		if err := add(p.table.AttachTAP(index, relay.Inside)); err != nil {
-			return err
-		}
-		return add(fastpath.AttachDownlink(relay.Inside, index))
-	})
-	if err == nil {
-		err = add(fastpath.AttachUplink(relay.Outside))
-	}
-	return hooks, fastpath.Target{Device: relay.Outside, Relay: true}, err
-}
-
-// unhookTAP undoes hookTAP.
-func (v *VTEP) unhookTAP(n *network, from *port) error {
-	p := v.pairs
-	if p == nil || len(from.hooks) == 0 {
-		return nil
-	}
-	p.mu.Lock()
-	delete(p.outlets, from.outlet)
-	p.mu.Unlock()
-	p.sweep(time.Now())
-	var errs []error
-	for _, h := range from.hooks {
-		errs = append(errs, h.Close())
-	}
-	if n.sandbox != nil {
-		errs = append(errs, n.sandbox.CloseRelay())
-	}
-	return errors.Join(errs...)
-}
-
-// hookUnderlay attaches programs to the devices by which VTEPs are reached, and states our addresses. v.change is held.
-func (v *VTEP) hookUnderlay() {
-	p := v.pairs
-	if p == nil {
-		return
-	}
-	var locals []netip.Addr
-	want := map[int]bool{}
-	for _, e := range v.endpoints {
-		locals = append(locals, e.Local)
-	}
-	for _, w := range v.direct {
-		if w != nil {
-			want[w.Device] = true
-		}
-	}
-	if err := p.table.SetLocals(locals); err != nil {
-		v.log.Warn("the kernel may unwrap nothing by itself for a new underlay address", "error", err)
-	}
-	for index := range want {
-		if p.inlets[index] != nil {
-			continue
-		}
-		h, err := p.table.AttachUnderlay(index)
-		if err != nil {
-			if v.tell(fmt.Sprint("fast path ", index), err.Error()) {
-				v.log.Warn("what comes in by this device passes userspace, which is slower", "device", index, "error", err)
-			}
-			continue
-		}
-		p.inlets[index] = h
-	}
-	for index, h := range p.inlets {
-		if !want[index] {
-			delete(p.inlets, index)
-			if err := h.Close(); err != nil {
-				v.log.Warn("detaching a BPF program from a device that leads to no peer", "device", index, "error", err)
-			}
-		}
-	}
-	p.change()
-}
-
-// directWays returns how packets leave that the kernel sends to each VTEP, nil for those to which it may not. It is
-// indexed by VTEPID. v.change is held.
-func (v *VTEP) directWays(dests []underlay.Destination) []*fastpath.Way {
-	if v.pairs == nil {
-		return nil
-	}
-	out := make([]*fastpath.Way, len(dests))
-	for id := range dests {
-		e := dests[id].Endpoint
-		if e == nil || id >= len(v.injection.paths) {
-			continue
-		}
-		to := v.tables.VTEP(fdb.VTEPID(id)).Addr
-		if w := v.injection.paths[id].direct; w != nil && w.Local == e.Local && w.Peer == to {
-			next := *w
-			next.Sources = e.Ports()
-			out[id] = &next
-		}
-	}
-	return out
-}
-
-// nominations keeps a source of nominees from naming the same pair with each packet. It belongs to one goroutine.
-type nominations[K comparable] struct {
-	recent [64]struct {
-		key K
-		at  int64 // second of the packet path's clock, from 1
-	}
-}
-
-// due reports whether k is to be nominated, at a second of the packet path's clock.
-func (n *nominations[K]) due(k *K, place uint32, second int64) bool {
-	r := &n.recent[place%uint32(len(n.recent))]
-	if r.at == second+1 && r.key == *k {
-		return false
-	}
-	r.key, r.at = *k, second+1
-	return true
-}
-
-// left notes that a batch of frames from the TAP is dealt with that the kernel did not forward by itself.
-func (o *outlet) left(k int) {
-	p := o.w.v.pairs
-	if p == nil || o.hook == 0 {
-		return
-	}
-	second := o.w.v.now() / 1e9
-	for i := range o.w.frames[:k] {
-		key, hash, ok := p.table.Leaving(o.hook, o.w.frames[i].Bytes())
-		if !ok {
-			continue
-		}
-		p.table.LeftDone(hash)
-		if o.named.due(&key, hash, second) {
-			p.nominate(nominee{leave: key})
-		}
-	}
-}
-
-// arrived is left for a batch of datagrams.
-func (in *inlet) arrived(k int) {
-	p := in.w.v.pairs
-	if p == nil || !in.local.Is4() {
-		return
-	}
-	second := in.w.v.now() / 1e9
-	for i := range in.w.buffers[:k] {
-		r := &in.w.buffers[i]
-		place := p.table.ArrivedDone(r.From, r.Port, len(r.Data))
-		if key, ok := p.table.Arriving(r.From, in.local, r.Data); ok && in.named.due(&key, place, second) {
-			p.nominate(nominee{arrive: key, in: true})
-		}
-	}
-}
-
-func (p *pairs) nominate(n nominee) {
-	select {
-	case p.nominated <- n:
-	default:
-	}
 }
 
 // followPairs is the goroutine that decides.
@@ -473,7 +269,7 @@ func (p *pairs) arrives(k fastpath.ArriveKey) (*network, ruling, bool) {
 		}
 		to := n.port.Load()
 		// The host itself is the only station at a TAP of its own.
-		if to == nil || n.sandbox == nil && stations.Dst != n.fwd.LocalMAC {
+		if to == nil || n.sandbox == nil && (stations.Dst != n.fwd.LocalMAC || n.down.Load()) {
 			break
 		}
 		return n, ruling{fate: fate, target: to.target}, true
@@ -537,85 +333,4 @@ func (r *ruling) same(o *ruling) bool {
 		return false
 	}
 	return r.way == nil || r.way.Same(o.way) && slices.Equal(r.way.Sources, o.way.Sources)
-}
-
-// count brings all counters up to date, before somebody looks at them.
-func (p *pairs) count() {
-	if p == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	for _, e := range p.leave {
-		p.countLeft(e, now)
-	}
-	for _, e := range p.arrive {
-		p.countArrived(e, now)
-	}
-}
-
-// news returns what an entry has counted since it was last asked.
-func (p *pairs) news(e *entry, now time.Time) (frames, bytes, lost int) {
-	f, b, l := p.table.Count(e.slot)
-	frames, bytes, lost = int(f-e.frames), int(b-e.bytes), int(l-e.lost)
-	e.frames, e.bytes, e.lost = f, b, l
-	if frames > 0 {
-		e.used = now
-	}
-	return frames, bytes, lost
-}
-
-func (p *pairs) countLeft(e *entry, now time.Time) {
-	frames, bytes, lost := p.news(e, now)
-	if frames > 0 {
-		p.v.tables.CountLeft(&e.ruling.fate, frames, bytes)
-		e.network.fastOut.Add(frames, bytes)
-	}
-	if c := e.network.fwd.Counters; lost > 0 {
-		c.TAPIn.Add(lost, 0)
-		c.Drops.Add(forward.SendFailed, lost, p.v.now())
-	}
-}
-
-func (p *pairs) countArrived(e *entry, now time.Time) {
-	frames, bytes, lost := p.news(e, now)
-	if frames > 0 {
-		p.v.tables.CountArrived(&e.ruling.fate, e.stations, frames, bytes, p.v.now())
-		p.v.received.Add(uint64(frames))
-		e.network.fastIn.Add(frames, bytes)
-	}
-	if c := e.network.fwd.Counters; lost > 0 {
-		c.UnderlayIn.Add(lost, 0)
-		c.Drops.Add(forward.TAPRejected, lost, p.v.now())
-	}
-}
-
-// forwarded returns how many pairs of n the kernel forwards.
-func (p *pairs) forwarded(n *network) (count int) {
-	if p == nil {
-		return 0
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for e := range maps.Values(p.leave) {
-		if e.network == n {
-			count++
-		}
-	}
-	for e := range maps.Values(p.arrive) {
-		if e.network == n {
-			count++
-		}
-	}
-	return count
-}
-
-// indexOf returns the index of an interface in the namespace of the calling thread.
-func indexOf(device string) (int, error) {
-	i, err := net.InterfaceByName(device)
-	if err != nil {
-		return 0, fmt.Errorf("looking up %s: %w", device, err)
-	}
-	return i.Index, nil
 }

@@ -86,6 +86,11 @@ func (v *VTEP) healKernel(n *network) (healed []string, err error) {
 	if renamed {
 		healed = append(healed, "name of the sandbox")
 	}
+	if remade, err := v.healRelay(n); err != nil {
+		return healed, err
+	} else if remade {
+		healed = append(healed, "relay to the sandbox")
+	}
 	if v.guard(n) {
 		healed = append(healed, "rules at the ports")
 	}
@@ -124,7 +129,7 @@ func (v *VTEP) replacePort(n *network) error {
 	old := n.port.Swap(nil) // what comes meanwhile counts as dropped, because the TAP is down
 	err := v.onWorkers(func(w *worker) error { return w.unplug(n) })
 	if old != nil {
-		err = errors.Join(err, old.Close())
+		err = errors.Join(err, v.unhookTAP(n, old), old.Close())
 	}
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -147,8 +148,23 @@ func (v *VTEP) follow() {
 	}
 	v.followAddresses()
 	v.readRoutes()
+	v.followTAPs()
 	if v.prober != nil {
 		v.prober.RoutesChanged()
+	}
+}
+
+// followTAPs notes which TAPs of the host are up: what the kernel gave to others by itself would be lost without a word. v.change
+// is held.
+func (v *VTEP) followTAPs() {
+	for _, n := range v.networks {
+		if n.sandbox != nil || v.pairs == nil {
+			continue
+		}
+		i, err := net.InterfaceByName(n.cfg.Device)
+		if down := err != nil || i.Flags&net.FlagUp == 0; n.down.Swap(down) != down {
+			v.pairs.change()
+		}
 	}
 }
 

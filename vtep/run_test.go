@@ -344,11 +344,11 @@ func TestRefusedSendsAreDrops(t *testing.T) {
 	}
 	linktest.Must(t, netlink.RouteAdd(unreachable))
 	s := linktest.UDP(t, netip.AddrPortFrom(overlay(0), 0))
-	for range 10 {
+	linktest.Await(t, "ten drops", func() bool { // of a pair that the kernel knows, only those after it is told
 		_, err := s.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(overlay(1), 9))
 		linktest.Must(t, err)
-	}
-	linktest.Await(t, "ten drops", func() bool { return hosts[0].network().Counters.Drops[forward.SendUnreachable] >= 10 })
+		return hosts[0].network().Counters.Drops[forward.SendUnreachable] >= 10
+	})
 	// The samples say where it was to go.
 	samples := slices.DeleteFunc(hosts[0].tell("samples").Samples, func(s DropSample) bool { return s.Reason != forward.SendUnreachable })
 	if len(samples) == 0 || !samples[0].Egress || samples[0].Peer != underlays["IPv4"][1] || !samples[0].Outer {

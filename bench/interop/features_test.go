@@ -73,11 +73,13 @@ func isOff(t *testing.T, h *lab.Host, disable []string) {
 	t.Helper()
 	want := slices.Clone(disable)
 	needs := map[string][]string{
-		vtep.FeatureTAPVNet: {vtep.FeatureTAPTSO, vtep.FeatureTAPUSO, vtep.FeatureTAPMultiqueue, vtep.FeatureFairQueues, vtep.FeatureGSOMaxSize, vtep.FeatureTunnelGSO},
+		vtep.FeatureTAPVNet: {vtep.FeatureTAPTSO, vtep.FeatureTAPUSO, vtep.FeatureTAPMultiqueue, vtep.FeatureFairQueues, vtep.FeatureGSOMaxSize, vtep.FeatureTunnelGSO, vtep.FeatureFastPath},
 
 		vtep.FeatureTAPMultiqueue: {vtep.FeatureFairQueues},
 
-		vtep.FeatureTAPTSO: {vtep.FeatureTAPUSO, vtep.FeatureGSOMaxSize, vtep.FeatureTunnelGSO},
+		vtep.FeatureTAPTSO: {vtep.FeatureTAPUSO, vtep.FeatureGSOMaxSize, vtep.FeatureTunnelGSO, vtep.FeatureFastPath},
+
+		vtep.FeatureTAPUSO: {vtep.FeatureFastPath},
 	}
 	for _, f := range disable {
 		want = append(want, needs[f]...)

@@ -70,6 +70,20 @@ func TestTableSaysWhenItChanges(t *testing.T) {
 	})
 }
 
+// What Learn found to be different may be so no more when it has the lock.
+func TestTableSaysNothingIfAnotherWasFaster(t *testing.T) {
+	tab := NewTable(1)
+	tab.Learn(mac(1), 7, 100)
+	tab.SetStatic(mac(2), 7)
+	tab.Changed = func() { t.Error("told of a change") }
+	for want, e := range map[Outcome]Entry{Refreshed: {MAC: mac(1), VTEP: 7}, Pinned: {MAC: mac(2), VTEP: 8}, Full: {MAC: mac(3), VTEP: 7}} {
+		k := e.MAC.Uint64()
+		if got := tab.learnSlow(tab.seeds.hash64(k), k, learnedValue(e.VTEP, 100)); got != want {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+}
+
 func TestNeighborsSayWhenTheyChange(t *testing.T) {
 	ips := rapid.SampledFrom([]netip.Addr{
 		{}, netip.MustParseAddr("10.42.0.1"), netip.MustParseAddr("::ffff:10.42.0.1"),
@@ -114,7 +128,13 @@ func TestRefresh(t *testing.T) {
 	tab := NewTable(10)
 	tab.Learn(mac(1), 7, 100)
 	tab.SetStatic(mac(2), 7)
-	tab.Learn(mac(3), 7, 100)
+	// A deleted entry is still in its array as long as another one is.
+	tab.Learn(mac(3), 0, 100)
+	mate := uint64(10)
+	for tab.store.shard(tab.seeds.hash64(mac(mate).Uint64())) != tab.store.shard(tab.seeds.hash64(mac(3).Uint64())) {
+		mate++
+	}
+	tab.SetStatic(mac(mate), 7)
 	tab.Delete(mac(3))
 	for _, c := range []struct {
 		name string
@@ -129,13 +149,13 @@ func TestRefresh(t *testing.T) {
 		{"from where it is no more", mac(1), 8, 170, false, 160},
 		{"of a static entry", mac(2), 7, 170, true, 160},
 		{"of a static entry, from elsewhere", mac(2), 8, 170, false, 160},
-		{"of what was deleted", mac(3), 7, 170, false, 160},
+		{"of what was deleted", mac(3), 0, 170, false, 160},
 		{"of what was never there", mac(4), 7, 170, false, 160},
 	} {
 		if got := tab.Refresh(c.mac, c.vtep, c.now); got != c.want {
 			t.Errorf("refresh %s: %v, want %v", c.name, got, c.want)
 		}
-		want := map[addr.MAC]Entry{mac(1): {mac(1), 7, false, c.seen}, mac(2): {mac(2), 7, true, 0}}
+		want := map[addr.MAC]Entry{mac(1): {mac(1), 7, false, c.seen}, mac(2): {mac(2), 7, true, 0}, mac(mate): {mac(mate), 7, true, 0}}
 		if got := entries(tab); !maps.Equal(got, want) {
 			t.Errorf("after a refresh %s: %v, want %v", c.name, got, want)
 		}

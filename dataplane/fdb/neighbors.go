@@ -15,13 +15,13 @@ import (
 // An IPv4 address mapped into IPv6 is taken as the IPv4 address, and a zone is ignored: the network is the
 // zone.
 type Neighbors struct {
-	// Changed, if it is not nil, is called after every change of who owns an address, never where Set states what is so
-	// already. What is said of Table.Changed holds here too.
-	Changed func()
-
 	v4    store[uint64]    // IPv4 address -> known | MAC
 	v6    store[[2]uint64] // IPv6 address, high and low half -> known | MAC
 	seeds seeds
+
+	// Changed, if it is not nil, is called after every change of who owns an address, never where Set states what is so
+	// already. What is said of Table.Changed holds here too.
+	Changed func()
 }
 
 // known sets a live value apart from the store's empty and dead, whatever the MAC.

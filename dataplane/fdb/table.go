@@ -56,17 +56,17 @@ type Entry struct {
 // in which case they age. All methods are safe for concurrent use; Lookup never locks, and neither does Learn
 // for an entry that it only refreshes.
 type Table struct {
+	store   store[uint64] // MAC -> VTEPID<<32 | stamp
+	seeds   seeds
+	max     int64
+	learned atomic.Int64 // learned entries; written under the store's mutex
+
 	// Changed, if it is not nil, is called after every change of where a MAC lives or of whether that is static: an entry
 	// was added, moved, pinned, deleted or has expired; once for all that one call changed. A refresh is no change, nor
 	// is what SetStatic finds to be so already. The table shows the change by then, and its lock is not held. It may be
 	// called from several goroutines at once, and from the packet path: it must not block, nor change the table. It
 	// is set before the table is used.
 	Changed func()
-
-	store   store[uint64] // MAC -> VTEPID<<32 | stamp
-	seeds   seeds
-	max     int64
-	learned atomic.Int64 // learned entries; written under the store's mutex
 }
 
 // A stamp is the lower half of a live value: pinned, or firstStamp plus the second in which the station was

@@ -21,6 +21,9 @@
 // another one than it is, is dropped where it leaves and where it arrives: see isolate.go. A Limiter bounds what a
 // network floods.
 //
+// Pairs. Leave and Arrive say for all plain packets of one station to another at once what Egress and Ingress would do
+// with them, so that something faster can forward them, and Tables counts what that did: see pair.go.
+//
 // Concurrency. An Egress or Ingress belongs to one goroutine. They share Tables, Networks, Limiters and Counters with
 // each other and with whoever changes these: all reads on the packet path are lock-free.
 //

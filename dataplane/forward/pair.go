@@ -137,7 +137,7 @@ func (t *Tables) CountArrived(f *Fate, p Pair, frames, bytes int, now int64) {
 	if heard := t.view.Load().vteps[f.VTEP].heard; heard.Load() < now {
 		heard.Store(now)
 	}
-	if f.Net.Learning && !f.Net.Isolate {
+	if f.Net.Learning {
 		f.Net.FDB.Refresh(p.Src, f.VTEP, uint32(now/1e9))
 	}
 }

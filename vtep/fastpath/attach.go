@@ -10,8 +10,6 @@ import (
 
 // Hook is a program that is attached to a device. It goes with the process, at the latest.
 type Hook struct {
-	Outlet uint32 // number of a TAP; 0 for other devices
-
 	prog *ebpf.Program
 	link link.Link
 }
@@ -29,16 +27,14 @@ func (h *Hook) Close() error {
 	return errors.Join(errs...)
 }
 
-// AttachTAP lets what the kernel gives to the TAP with this index leave by the fast path. relay is the index of the device
-// that leads out of the sandbox in which the TAP is, or 0. The calling thread is in the TAP's network namespace.
-func (t *Table) AttachTAP(index, relay int) (*Hook, error) {
-	outlet := t.outlets.Add(1)
-	h, err := attach(t.leaving(outlet, relay), "overlayd_leave", index, ebpf.AttachTCXEgress)
-	if err != nil {
-		return nil, err
-	}
-	h.Outlet = outlet
-	return h, nil
+// NewOutlet returns a number for a TAP, which is in the keys of what leaves there. It is not 0, and no other is the same.
+func (t *Table) NewOutlet() uint32 { return t.outlets.Add(1) }
+
+// AttachTAP lets what the kernel gives to the TAP with this index, known by the number outlet, leave by the fast path. relay
+// is the index of the device that leads out of the sandbox in which the TAP is, or 0. The calling thread is in the TAP's
+// network namespace.
+func (t *Table) AttachTAP(outlet uint32, index, relay int) (*Hook, error) {
+	return attach(t.leaving(outlet, relay), "overlayd_leave", index, ebpf.AttachTCXEgress)
 }
 
 // AttachUnderlay lets what comes in by an underlay device arrive by the fast path. The calling thread is in the network

@@ -22,7 +22,7 @@ const (
 	encapLen = outerLen + header.EthernetLen
 )
 
-// LeaveKey names the packets of a pair of stations at a TAP. It is made by Leaving or by KeyOf.
+// LeaveKey names the packets of a pair of stations at a TAP. It is made by Table.Leaving.
 type LeaveKey struct {
 	Outlet   uint32
 	Ethernet [header.EthernetLen]byte // header of the frame
@@ -30,7 +30,8 @@ type LeaveKey struct {
 	From     [16]byte // source address; IPv4 in the first four bytes
 }
 
-// ArriveKey names the packets of a pair of stations in datagrams from one VTEP to one of ours.
+// ArriveKey names the packets of a pair of stations in datagrams from one VTEP to one of ours. It is made by
+// Table.Arriving.
 type ArriveKey struct {
 	VNI          [4]byte // as in the VXLAN header: 24 bits and a zero
 	Outer, Local [4]byte // outer source and destination
@@ -73,7 +74,7 @@ type leaveValue struct {
 	Ports    [maxPorts]uint16
 	Pad      uint16
 	Header   [header.EthernetLen + outerLen]byte // its parts are where 4 divides their place, as the stack has it
-	Pad2     uint32
+	NextHop  [4]byte
 }
 
 // arriveValue says what becomes of the packets of an ArriveKey.
@@ -90,6 +91,7 @@ const (
 	valueSlot, valueDevice, valueMaxIP, valueMSS = 0, 4, 8, 12
 	valueMaxSuper, valueSum, valuePorts          = 16, 20, 24
 	valueHeader                                  = valuePorts + 2*maxPorts + 2
+	valueNextHop                                 = valueHeader + header.EthernetLen + outerLen
 	valueRelay                                   = 16
 )
 

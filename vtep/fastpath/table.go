@@ -39,6 +39,7 @@ type Slot uint32
 // Way is how the packets of a pair leave the host.
 type Way struct {
 	Device      int        // index of the underlay device
+	NextHop     netip.Addr // on that device, of IPv4
 	Local, Peer netip.Addr // outer addresses, both of IPv4
 	VNI         addr.VNI
 	TTL         int
@@ -48,7 +49,7 @@ type Way struct {
 
 // Same reports whether w and o are the same, their source ports aside.
 func (w *Way) Same(o *Way) bool {
-	return w.Device == o.Device && w.Local == o.Local && w.Peer == o.Peer && w.VNI == o.VNI && w.TTL == o.TTL && w.MaxSuper == o.MaxSuper
+	return w.Device == o.Device && w.NextHop == o.NextHop && w.Local == o.Local && w.Peer == o.Peer && w.VNI == o.VNI && w.TTL == o.TTL && w.MaxSuper == o.MaxSuper
 }
 
 // MaxSuper returns the longest superframe that, wrapped, is a packet that a device takes which takes packets of so many bytes,
@@ -190,7 +191,10 @@ func (t *Table) SetLeave(k LeaveKey, s Slot, w *Way, l Limit) error {
 	}
 	eth := header.Ethernet(v.Header[:])
 	eth.SetEtherType(header.EtherTypeIPv4)
-	// Where the packet passes a relay, this tells its other end the device; else the kernel replaces it.
+	// Where the packet passes a relay, this tells its other end where to go; the kernel replaces it.
+	hop := w.NextHop.As4()
+	copy(v.Header[nextHopAt:], hop[:])
+	v.NextHop = hop
 	v.Header[deviceAt-2] = 2
 	binary.BigEndian.PutUint32(v.Header[deviceAt:], v.Device)
 	ip := v.Header[header.EthernetLen:]

@@ -1,0 +1,187 @@
+package vtep
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/overlayd/overlayd/dataplane/fdb"
+	"github.com/overlayd/overlayd/vtep/fastpath"
+	"github.com/overlayd/overlayd/vtep/underlay"
+)
+
+// hookTAP attaches the programs of the TAP of n, which is open and not up. The network forwards without them, too.
+func (v *VTEP) hookTAP(n *network, to *port) {
+	p := v.pairs
+	if p == nil {
+		return
+	}
+	to.outlet = p.table.NewOutlet()
+	v.attachTAP(n, to)
+}
+
+// attachTAP is hookTAP for a TAP that has a number.
+func (v *VTEP) attachTAP(n *network, to *port) {
+	p := v.pairs
+	hooks, target, err := p.hooks(n, to.outlet)
+	if err != nil {
+		for _, h := range hooks {
+			err = errors.Join(err, h.Close())
+		}
+		if n.sandbox != nil {
+			err = errors.Join(err, n.sandbox.CloseRelay())
+		}
+		v.log.Warn("the kernel forwards nothing of this network by itself, so that it will be slower", "network", n.cfg.Name, "error", err)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	to.hooks, to.target = hooks, target
+	p.outlets[to.outlet] = n
+}
+
+// hooks attaches the programs of a TAP. After an error, it returns those that are attached.
+func (p *pairs) hooks(n *network, outlet uint32) (hooks []*fastpath.Hook, target fastpath.Target, err error) {
+	add := func(h *fastpath.Hook, failed error) error {
+		if failed == nil {
+			hooks = append(hooks, h)
+		}
+		return failed
+	}
+	var index int
+	if err = n.in(func() error { index, err = indexOf(n.cfg.Device); return err }); err != nil {
+		return nil, target, err
+	}
+	if n.sandbox == nil {
+		err = add(p.table.AttachTAP(outlet, index, 0))
+		return hooks, fastpath.Target{Device: index}, err
+	}
+	relay, err := n.sandbox.OpenRelay(n.cfg.VNI)
+	if err != nil {
+		return nil, target, err
+	}
+	err = n.in(func() error {
+		if err := add(p.table.AttachTAP(outlet, index, relay.Inside)); err != nil {
+			return err
+		}
+		return add(fastpath.AttachDownlink(relay.Inside, index))
+	})
+	if err == nil {
+		err = add(fastpath.AttachUplink(relay.Outside))
+	}
+	return hooks, fastpath.Target{Device: relay.Outside, Relay: true}, err
+}
+
+// unhookTAP undoes hookTAP.
+func (v *VTEP) unhookTAP(n *network, from *port) error {
+	p := v.pairs
+	if p == nil || len(from.hooks) == 0 {
+		return nil
+	}
+	p.mu.Lock()
+	delete(p.outlets, from.outlet)
+	p.mu.Unlock()
+	p.sweep(time.Now())
+	var errs []error
+	for _, h := range from.hooks {
+		errs = append(errs, h.Close())
+	}
+	from.hooks = nil
+	if n.sandbox != nil {
+		errs = append(errs, n.sandbox.CloseRelay())
+	}
+	return errors.Join(errs...)
+}
+
+// healRelay makes the relay of a sandbox anew if somebody has removed it or set it down, and reports whether it had to.
+// v.change is held.
+func (v *VTEP) healRelay(n *network) (bool, error) {
+	to := n.port.Load()
+	if v.pairs == nil || to == nil || len(to.hooks) == 0 {
+		return false, nil
+	}
+	// Where the other end is down, this one is not running.
+	const works = net.FlagUp | net.FlagRunning
+	if i, err := net.InterfaceByIndex(to.target.Device); err == nil && i.Flags&works == works {
+		return false, nil
+	}
+	err := v.unhookTAP(n, to)
+	v.attachTAP(n, to)
+	return true, err
+}
+
+// hookUnderlay attaches programs to the devices by which VTEPs are reached, and states our addresses. v.change is held.
+func (v *VTEP) hookUnderlay() {
+	p := v.pairs
+	if p == nil {
+		return
+	}
+	var locals []netip.Addr
+	want := map[int]bool{}
+	for _, e := range v.endpoints {
+		locals = append(locals, e.Local)
+	}
+	for _, w := range v.direct {
+		if w != nil {
+			want[w.Device] = true
+		}
+	}
+	if err := p.table.SetLocals(locals); err != nil {
+		v.log.Warn("the kernel may unwrap nothing by itself for a new underlay address", "error", err)
+	}
+	for index := range want {
+		if p.inlets[index] != nil {
+			continue
+		}
+		h, err := p.table.AttachUnderlay(index)
+		if err != nil {
+			if v.tell(fmt.Sprint("fast path ", index), err.Error()) {
+				v.log.Warn("what comes in by this device passes userspace, which is slower", "device", index, "error", err)
+			}
+			continue
+		}
+		p.inlets[index] = h
+	}
+	for index, h := range p.inlets {
+		if !want[index] {
+			delete(p.inlets, index)
+			if err := h.Close(); err != nil {
+				v.log.Warn("detaching a BPF program from a device that leads to no peer", "device", index, "error", err)
+			}
+		}
+	}
+	p.change()
+}
+
+// directWays returns how packets leave that the kernel sends to each VTEP, nil for those to which it may not. It is
+// indexed by VTEPID. v.change is held.
+func (v *VTEP) directWays(dests []underlay.Destination) []*fastpath.Way {
+	if v.pairs == nil {
+		return nil
+	}
+	out := make([]*fastpath.Way, len(dests))
+	for id := range dests {
+		e := dests[id].Endpoint
+		if e == nil || id >= len(v.injection.paths) {
+			continue
+		}
+		to := v.tables.VTEP(fdb.VTEPID(id)).Addr
+		if w := v.injection.paths[id].direct; w != nil && w.Local == e.Local && w.Peer == to {
+			next := *w
+			next.Sources = e.Ports()
+			out[id] = &next
+		}
+	}
+	return out
+}
+
+// indexOf returns the index of an interface in the namespace of the calling thread.
+func indexOf(device string) (int, error) {
+	i, err := net.InterfaceByName(device)
+	if err != nil {
+		return 0, fmt.Errorf("looking up %s: %w", device, err)
+	}
+	return i.Index, nil
+}
