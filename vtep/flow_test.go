@@ -34,6 +34,12 @@ func (c *cluster) startFlow(t *testing.T) *flow {
 		in, err = l.Accept()
 		linktest.Must(t, err)
 	})
+	return runFlow(t, out, in)
+}
+
+// runFlow keeps a connection busy, from its end out to its end in.
+func runFlow(t *testing.T, out, in net.Conn) *flow {
+	t.Helper()
 	f := new(flow)
 	var wait sync.WaitGroup
 	f.stop = sync.OnceFunc(func() { in.Close(); out.Close(); wait.Wait() })

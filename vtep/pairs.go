@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep/fastpath"
 )
@@ -246,21 +247,30 @@ func (p *pairs) leaves(k fastpath.LeaveKey) (*network, ruling, bool) {
 	if !ok {
 		return nil, ruling{}, false
 	}
-	p.v.sendMu.RLock()
-	defer p.v.sendMu.RUnlock()
-	if int(fate.VTEP) >= len(p.v.direct) || p.v.direct[fate.VTEP] == nil {
+	direct := p.wayTo(fate.VTEP)
+	if direct == nil {
 		return nil, ruling{}, false
 	}
-	way := *p.v.direct[fate.VTEP]
+	way := *direct
 	way.VNI = n.cfg.VNI
 	return n, ruling{fate: fate, way: &way}, true
+}
+
+// wayTo returns how the kernel sends to a VTEP by itself, or nil.
+func (p *pairs) wayTo(id fdb.VTEPID) *fastpath.Way {
+	p.v.sendMu.RLock()
+	defer p.v.sendMu.RUnlock()
+	if int(id) >= len(p.v.direct) {
+		return nil
+	}
+	return p.v.direct[id]
 }
 
 // arrives decides on packets from the underlay.
 func (p *pairs) arrives(k fastpath.ArriveKey) (*network, ruling, bool) {
 	stations := k.Pair()
 	fate, ok := p.v.tables.Arrive(k.Network(), netip.AddrFrom4(k.Outer), stations)
-	if !ok {
+	if !ok || p.wayTo(fate.VTEP) == nil { // what must not be sent past the host's policies must not come in past them
 		return nil, ruling{}, false
 	}
 	for _, n := range p.outlets {

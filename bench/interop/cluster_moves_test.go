@@ -122,7 +122,7 @@ func heals(t *testing.T, m *member, here, there *container) {
 					return err
 				}
 				for _, l := range links {
-					if l.Type() == "veth" {
+					if l.Type() == "veth" && l.Attrs().MasterIndex != 0 { // a port, not the relay
 						return f(l)
 					}
 				}

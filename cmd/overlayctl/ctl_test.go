@@ -46,7 +46,7 @@ func content() apitest.Content {
 				DropsByReason: map[string]uint64{"vni_unknown": 3},
 			},
 			Features: []*overlaydv1.Feature{
-				{Name: "tap-vnet", On: true}, {Name: "udp-gso", On: true},
+				{Name: "tap-vnet", On: true}, {Name: "udp-gso", On: true}, {Name: "fast-path", On: true},
 				{Name: "tap-uso", Reason: "the kernel does not know TUN_F_USO4 (6.2 or later does)"}, {Name: "udp-gro", Reason: "turned off by the operator"},
 			},
 		},
@@ -59,7 +59,8 @@ func content() apitest.Content {
 					UnderlayIn: &overlaydv1.Traffic{Frames: 1234600}, UnderlayOut: &overlaydv1.Traffic{Frames: 967}, FramesDropped: 66,
 					MssClamped: 1024, IcmpSent: 7, IcmpLimited: 2, PacketsFragmented: 3, SuperframesResegmented: 44, SegmentsSplit: 5,
 				},
-				MtuLimits: []string{"198.51.100.4"},
+				MtuLimits:     []string{"198.51.100.4"},
+				FastPathPairs: 12, FastPathOut: &overlaydv1.Traffic{Frames: 960, Bytes: 96000}, FastPathIn: &overlaydv1.Traffic{Frames: 1233000, Bytes: 123300000},
 			},
 			{Name: "a-longer-name", Vni: 16777215, Device: "red0", Mtu: 1280, Mss: 1200, Peers: []string{"192.0.2.2"}},
 		},
@@ -201,6 +202,35 @@ func TestQuietNode(t *testing.T) {
 			t.Errorf("exit code %d, %s", code, errs)
 		}
 		golden(t, "quiet_"+name+".txt", out)
+	}
+}
+
+func TestDescribeFastPath(t *testing.T) {
+	on := []*overlaydv1.Feature{{Name: "fast-path", On: true}}
+	network := func(pairs, fast, all uint64) *overlaydv1.Network {
+		return &overlaydv1.Network{
+			FastPathPairs: pairs, FastPathOut: &overlaydv1.Traffic{Frames: fast},
+			Counters: &overlaydv1.Counters{UnderlayOut: &overlaydv1.Traffic{Frames: all}},
+		}
+	}
+	for _, c := range []struct {
+		features []*overlaydv1.Feature
+		networks []*overlaydv1.Network
+		want     string
+	}{
+		{nil, []*overlaydv1.Network{network(2, 1, 1)}, ""},
+		{[]*overlaydv1.Feature{{Name: "fast-path", Reason: "turned off by the operator"}}, []*overlaydv1.Network{network(2, 1, 1)}, ""},
+		{on, nil, "fast path  no pairs of stations\n"},
+		{on, []*overlaydv1.Network{{}}, "fast path  no pairs of stations\n"},
+		{on, []*overlaydv1.Network{network(1, 0, 9)}, "fast path  1 pair of stations, 0.0 % of frames forwarded in the kernel\n"},
+		{on, []*overlaydv1.Network{network(1, 1999, 2000), network(1, 0, 0)}, "fast path  2 pairs of stations, 99.9 % of frames forwarded in the kernel\n"},
+		{on, []*overlaydv1.Network{network(0, 7, 7)}, "fast path  no pairs of stations, 100.0 % of frames forwarded in the kernel\n"},
+	} {
+		p, out := &paragraph{}, &strings.Builder{}
+		describeFastPath(p, c.features, c.networks)
+		if err := p.print(out); err != nil || out.String() != c.want {
+			t.Errorf("%v, %q, want %q", err, out, c.want)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -86,6 +87,7 @@ func (a *app) status(ctx context.Context, c *api.Client) error {
 		}
 		dropped += n.GetCounters().GetFramesDropped()
 	}
+	describeFastPath(p, st.GetFeatures(), networks.Networks)
 	describePeers(p, peers.Peers)
 	describePaths(p, peers.Peers)
 	if dropped == 0 {
@@ -127,6 +129,30 @@ func describeCluster(p *paragraph, st *overlaydv1.ClusterStatus) {
 	for _, problem := range st.GetProblems() {
 		p.add("trouble", "%s", problem)
 	}
+}
+
+// describeFastPath tells how much of the traffic the kernel forwards by itself. Why it does not is told with the features.
+func describeFastPath(p *paragraph, features []*overlaydv1.Feature, networks []*overlaydv1.Network) {
+	const feature = "fast-path"
+	if !slices.ContainsFunc(features, func(f *overlaydv1.Feature) bool { return f.Name == feature && f.On }) {
+		return
+	}
+	var pairs, fast, all uint64
+	for _, n := range networks {
+		pairs += n.GetFastPathPairs()
+		fast += n.GetFastPathOut().GetFrames() + n.GetFastPathIn().GetFrames()
+		all += n.GetCounters().GetUnderlayOut().GetFrames() + n.GetCounters().GetUnderlayIn().GetFrames()
+	}
+	known := plural(pairs, "pair")
+	if pairs == 0 {
+		known = "no pairs"
+	}
+	if all == 0 {
+		p.add("fast path", "%s of stations", known)
+		return
+	}
+	permille := fast * 1000 / all // rounded down: 100 % is all of them
+	p.add("fast path", "%s of stations, %d.%d %% of frames forwarded in the kernel", known, permille/10, permille%10)
 }
 
 func describePeers(p *paragraph, peers []*overlaydv1.Peer) {

@@ -94,6 +94,10 @@ func (n *node) Networks() []*overlaydv1.Network {
 			FdbEntries:  uint64(s.FDBEntries),
 			TapOverflow: s.TAPOverflow,
 			Healed:      s.Healed,
+
+			FastPathPairs: uint64(s.Pairs),
+			FastPathOut:   traffic(s.FastOut),
+			FastPathIn:    traffic(s.FastIn),
 			Counters: &overlaydv1.Counters{
 				TapIn:                  traffic(k.TAPIn),
 				TapOut:                 traffic(k.TAPOut),

@@ -57,6 +57,7 @@ type Collector struct {
 	frames, bytes, created, suppressed, drops      *prometheus.Desc
 	networkInfo, networkMTU, fdb                   *prometheus.Desc
 	healed, tapOverflow                            *prometheus.Desc
+	fastPairs, fastFrames, fastBytes               *prometheus.Desc
 	datagrams, receiveOverflow, feature            *prometheus.Desc
 	peerReachable, peerUnderlayMTU, peerOverlayMTU *prometheus.Desc
 
@@ -83,6 +84,10 @@ func NewCollector(src Source) *Collector {
 		healed:      desc("healed_total", "Entries of the tables and settings in the kernel that were found other than stated, and put right.", "network"),
 		tapOverflow: desc("tap_overflow_total", "Frames that the kernel dropped before the daemon saw them, because the queue of the TAP was full.", "network"),
 
+		fastPairs:  desc("network_fast_path_pairs", "Pairs of stations whose packets the kernel forwards by itself, each direction for itself.", "network"),
+		fastFrames: desc("network_fast_path_frames_total", "Frames that the kernel forwarded by itself; they are among those of the other counters.", "network", "direction"),
+		fastBytes:  desc("network_fast_path_bytes_total", "Bytes of the frames that the kernel forwarded by itself; they are among those of the other counters.", "network", "direction"),
+
 		datagrams:       desc("datagrams_total", "UDP datagrams on the underlay.", "direction"),
 		receiveOverflow: desc("receive_overflow_total", "Datagrams that the kernel dropped before the daemon saw them, because the receive buffer was full."),
 		feature:         desc("feature_enabled", "Whether a feature of the kernel is in use.", "feature"),
@@ -100,6 +105,7 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.frames, c.bytes, c.created, c.suppressed, c.drops,
 		c.networkInfo, c.networkMTU, c.fdb, c.healed, c.tapOverflow,
+		c.fastPairs, c.fastFrames, c.fastBytes,
 		c.datagrams, c.receiveOverflow, c.feature,
 		c.peerReachable, c.peerUnderlayMTU, c.peerOverlayMTU,
 	} {
@@ -138,6 +144,11 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.fdb, float64(n.FDBEntries), n.Name)
 		counter(c.healed, n.Healed, n.Name)
 		counter(c.tapOverflow, n.TAPOverflow, n.Name)
+		gauge(c.fastPairs, float64(n.Pairs), n.Name)
+		counter(c.fastFrames, n.FastIn.Frames, n.Name, "in")
+		counter(c.fastFrames, n.FastOut.Frames, n.Name, "out")
+		counter(c.fastBytes, n.FastIn.Bytes, n.Name, "in")
+		counter(c.fastBytes, n.FastOut.Bytes, n.Name, "out")
 	}
 	st := c.src.Status()
 	for r := forward.NotDropped + 1; r < forward.NumReasons; r++ {

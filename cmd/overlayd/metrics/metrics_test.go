@@ -37,6 +37,7 @@ func (source) Status() vtep.Status {
 
 func (source) Networks() []vtep.NetworkStatus {
 	n := vtep.NetworkStatus{Name: "blue", VNI: 42, Device: "blue0", Backend: "vnet", MTU: 1450, FDBEntries: 3, TAPOverflow: 4, Healed: 5}
+	n.Pairs, n.FastOut, n.FastIn = 31, vtep.Traffic{Frames: 6, Bytes: 600}, vtep.Traffic{Frames: 7, Bytes: 700}
 	n.Counters = vtep.Counters{
 		TAPIn: vtep.Traffic{Frames: 10, Bytes: 1000}, TAPOut: vtep.Traffic{Frames: 9, Bytes: 900},
 		UnderlayIn: vtep.Traffic{Frames: 11, Bytes: 1100}, UnderlayOut: vtep.Traffic{Frames: 12, Bytes: 1200},
@@ -123,6 +124,17 @@ overlayd_frames_total{direction="underlay_out",network="blue"} 12
 # HELP overlayd_healed_total Entries of the tables and settings in the kernel that were found other than stated, and put right.
 # TYPE overlayd_healed_total counter
 overlayd_healed_total{network="blue"} 5
+# HELP overlayd_network_fast_path_bytes_total Bytes of the frames that the kernel forwarded by itself; they are among those of the other counters.
+# TYPE overlayd_network_fast_path_bytes_total counter
+overlayd_network_fast_path_bytes_total{direction="in",network="blue"} 700
+overlayd_network_fast_path_bytes_total{direction="out",network="blue"} 600
+# HELP overlayd_network_fast_path_frames_total Frames that the kernel forwarded by itself; they are among those of the other counters.
+# TYPE overlayd_network_fast_path_frames_total counter
+overlayd_network_fast_path_frames_total{direction="in",network="blue"} 7
+overlayd_network_fast_path_frames_total{direction="out",network="blue"} 6
+# HELP overlayd_network_fast_path_pairs Pairs of stations whose packets the kernel forwards by itself, each direction for itself.
+# TYPE overlayd_network_fast_path_pairs gauge
+overlayd_network_fast_path_pairs{network="blue"} 31
 # HELP overlayd_network_info Always 1; the labels say what the network is.
 # TYPE overlayd_network_info gauge
 overlayd_network_info{backend="vnet",device="blue0",network="blue",vni="42"} 1

@@ -572,11 +572,14 @@ type Network struct {
 	AllowNested   bool                   `protobuf:"varint,12,opt,name=allow_nested,json=allowNested,proto3" json:"allow_nested,omitempty"`
 	FdbEntries    uint64                 `protobuf:"varint,13,opt,name=fdb_entries,json=fdbEntries,proto3" json:"fdb_entries,omitempty"`
 	Counters      *Counters              `protobuf:"bytes,14,opt,name=counters,proto3" json:"counters,omitempty"`
-	TapOverflow   uint64                 `protobuf:"varint,15,opt,name=tap_overflow,json=tapOverflow,proto3" json:"tap_overflow,omitempty"` // frames that the kernel dropped because the queue of the TAP was full
-	NetworkId     string                 `protobuf:"bytes,16,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`        // of the cluster's network that it is; empty for one that is stated in the node's configuration
-	Mss           uint32                 `protobuf:"varint,17,opt,name=mss,proto3" json:"mss,omitempty"`                                    // bytes that the operator fixed as the most for a TCP segment; 0 means that it follows the paths
-	MtuLimits     []string               `protobuf:"bytes,18,rep,name=mtu_limits,json=mtuLimits,proto3" json:"mtu_limits,omitempty"`        // peers whose paths are the narrowest, and so determine a derived mtu
-	Healed        uint64                 `protobuf:"varint,19,opt,name=healed,proto3" json:"healed,omitempty"`                              // entries and settings that were found other than stated, and put right
+	TapOverflow   uint64                 `protobuf:"varint,15,opt,name=tap_overflow,json=tapOverflow,proto3" json:"tap_overflow,omitempty"`         // frames that the kernel dropped because the queue of the TAP was full
+	NetworkId     string                 `protobuf:"bytes,16,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`                // of the cluster's network that it is; empty for one that is stated in the node's configuration
+	Mss           uint32                 `protobuf:"varint,17,opt,name=mss,proto3" json:"mss,omitempty"`                                            // bytes that the operator fixed as the most for a TCP segment; 0 means that it follows the paths
+	MtuLimits     []string               `protobuf:"bytes,18,rep,name=mtu_limits,json=mtuLimits,proto3" json:"mtu_limits,omitempty"`                // peers whose paths are the narrowest, and so determine a derived mtu
+	Healed        uint64                 `protobuf:"varint,19,opt,name=healed,proto3" json:"healed,omitempty"`                                      // entries and settings that were found other than stated, and put right
+	FastPathPairs uint64                 `protobuf:"varint,20,opt,name=fast_path_pairs,json=fastPathPairs,proto3" json:"fast_path_pairs,omitempty"` // pairs of stations, each direction for itself, whose packets the kernel forwards by itself at present
+	FastPathOut   *Traffic               `protobuf:"bytes,21,opt,name=fast_path_out,json=fastPathOut,proto3" json:"fast_path_out,omitempty"`        // what the kernel sent to VTEPs by itself; counters has it as well, in tap_in and underlay_out
+	FastPathIn    *Traffic               `protobuf:"bytes,22,opt,name=fast_path_in,json=fastPathIn,proto3" json:"fast_path_in,omitempty"`           // what it handed to the TAP by itself; counters has it as well, in underlay_in and tap_out
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -742,6 +745,27 @@ func (x *Network) GetHealed() uint64 {
 		return x.Healed
 	}
 	return 0
+}
+
+func (x *Network) GetFastPathPairs() uint64 {
+	if x != nil {
+		return x.FastPathPairs
+	}
+	return 0
+}
+
+func (x *Network) GetFastPathOut() *Traffic {
+	if x != nil {
+		return x.FastPathOut
+	}
+	return nil
+}
+
+func (x *Network) GetFastPathIn() *Traffic {
+	if x != nil {
+		return x.FastPathIn
+	}
+	return nil
 }
 
 // Traffic counts inner frames as they are on a wire, and their bytes without frame check sequence. A
@@ -2373,7 +2397,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x15\n" +
 	"\x13ListNetworksRequest\"H\n" +
 	"\x14ListNetworksResponse\x120\n" +
-	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\x90\x04\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\xaa\x05\n" +
 	"\aNetwork\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x16\n" +
@@ -2398,7 +2422,11 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x03mss\x18\x11 \x01(\rR\x03mss\x12\x1d\n" +
 	"\n" +
 	"mtu_limits\x18\x12 \x03(\tR\tmtuLimits\x12\x16\n" +
-	"\x06healed\x18\x13 \x01(\x04R\x06healed\"7\n" +
+	"\x06healed\x18\x13 \x01(\x04R\x06healed\x12&\n" +
+	"\x0ffast_path_pairs\x18\x14 \x01(\x04R\rfastPathPairs\x128\n" +
+	"\rfast_path_out\x18\x15 \x01(\v2\x14.overlayd.v1.TrafficR\vfastPathOut\x126\n" +
+	"\ffast_path_in\x18\x16 \x01(\v2\x14.overlayd.v1.TrafficR\n" +
+	"fastPathIn\"7\n" +
 	"\aTraffic\x12\x16\n" +
 	"\x06frames\x18\x01 \x01(\x04R\x06frames\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xd5\x05\n" +
@@ -2630,52 +2658,54 @@ var file_overlayd_v1_node_proto_depIdxs = []int32{
 	31, // 6: overlayd.v1.Underlay.drops_by_reason:type_name -> overlayd.v1.Underlay.DropsByReasonEntry
 	10, // 7: overlayd.v1.ListNetworksResponse.networks:type_name -> overlayd.v1.Network
 	12, // 8: overlayd.v1.Network.counters:type_name -> overlayd.v1.Counters
-	11, // 9: overlayd.v1.Counters.tap_in:type_name -> overlayd.v1.Traffic
-	11, // 10: overlayd.v1.Counters.tap_out:type_name -> overlayd.v1.Traffic
-	11, // 11: overlayd.v1.Counters.underlay_in:type_name -> overlayd.v1.Traffic
-	11, // 12: overlayd.v1.Counters.underlay_out:type_name -> overlayd.v1.Traffic
-	32, // 13: overlayd.v1.Counters.drops_by_reason:type_name -> overlayd.v1.Counters.DropsByReasonEntry
-	15, // 14: overlayd.v1.ListFDBResponse.entries:type_name -> overlayd.v1.FDBEntry
-	36, // 15: overlayd.v1.FDBEntry.age:type_name -> google.protobuf.Duration
-	18, // 16: overlayd.v1.ListPeersResponse.peers:type_name -> overlayd.v1.Peer
-	35, // 17: overlayd.v1.Peer.last_heard:type_name -> google.protobuf.Timestamp
-	19, // 18: overlayd.v1.Peer.candidates:type_name -> overlayd.v1.Candidate
-	36, // 19: overlayd.v1.Candidate.rtt:type_name -> google.protobuf.Duration
-	10, // 20: overlayd.v1.ListPathsResponse.networks:type_name -> overlayd.v1.Network
-	22, // 21: overlayd.v1.ListPathsResponse.paths:type_name -> overlayd.v1.Path
-	24, // 22: overlayd.v1.ListPathsResponse.probes:type_name -> overlayd.v1.Probes
-	35, // 23: overlayd.v1.Path.learned_time:type_name -> google.protobuf.Timestamp
-	23, // 24: overlayd.v1.Path.overhead:type_name -> overlayd.v1.OverheadTerm
-	19, // 25: overlayd.v1.Path.candidates:type_name -> overlayd.v1.Candidate
-	35, // 26: overlayd.v1.Path.chosen_time:type_name -> google.protobuf.Timestamp
-	33, // 27: overlayd.v1.Probes.ignored_by_reason:type_name -> overlayd.v1.Probes.IgnoredByReasonEntry
-	34, // 28: overlayd.v1.Probes.hints_ignored_by_reason:type_name -> overlayd.v1.Probes.HintsIgnoredByReasonEntry
-	27, // 29: overlayd.v1.ListDropsResponse.drops:type_name -> overlayd.v1.Drop
-	35, // 30: overlayd.v1.Drop.last_time:type_name -> google.protobuf.Timestamp
-	28, // 31: overlayd.v1.Drop.last_sample:type_name -> overlayd.v1.DropSample
-	35, // 32: overlayd.v1.DropSample.time:type_name -> google.protobuf.Timestamp
-	28, // 33: overlayd.v1.WatchDropsResponse.samples:type_name -> overlayd.v1.DropSample
-	0,  // 34: overlayd.v1.NodeService.GetVersion:input_type -> overlayd.v1.GetVersionRequest
-	3,  // 35: overlayd.v1.NodeService.GetStatus:input_type -> overlayd.v1.GetStatusRequest
-	8,  // 36: overlayd.v1.NodeService.ListNetworks:input_type -> overlayd.v1.ListNetworksRequest
-	13, // 37: overlayd.v1.NodeService.ListFDB:input_type -> overlayd.v1.ListFDBRequest
-	16, // 38: overlayd.v1.NodeService.ListPeers:input_type -> overlayd.v1.ListPeersRequest
-	20, // 39: overlayd.v1.NodeService.ListPaths:input_type -> overlayd.v1.ListPathsRequest
-	25, // 40: overlayd.v1.NodeService.ListDrops:input_type -> overlayd.v1.ListDropsRequest
-	29, // 41: overlayd.v1.NodeService.WatchDrops:input_type -> overlayd.v1.WatchDropsRequest
-	1,  // 42: overlayd.v1.NodeService.GetVersion:output_type -> overlayd.v1.GetVersionResponse
-	4,  // 43: overlayd.v1.NodeService.GetStatus:output_type -> overlayd.v1.GetStatusResponse
-	9,  // 44: overlayd.v1.NodeService.ListNetworks:output_type -> overlayd.v1.ListNetworksResponse
-	14, // 45: overlayd.v1.NodeService.ListFDB:output_type -> overlayd.v1.ListFDBResponse
-	17, // 46: overlayd.v1.NodeService.ListPeers:output_type -> overlayd.v1.ListPeersResponse
-	21, // 47: overlayd.v1.NodeService.ListPaths:output_type -> overlayd.v1.ListPathsResponse
-	26, // 48: overlayd.v1.NodeService.ListDrops:output_type -> overlayd.v1.ListDropsResponse
-	30, // 49: overlayd.v1.NodeService.WatchDrops:output_type -> overlayd.v1.WatchDropsResponse
-	42, // [42:50] is the sub-list for method output_type
-	34, // [34:42] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	11, // 9: overlayd.v1.Network.fast_path_out:type_name -> overlayd.v1.Traffic
+	11, // 10: overlayd.v1.Network.fast_path_in:type_name -> overlayd.v1.Traffic
+	11, // 11: overlayd.v1.Counters.tap_in:type_name -> overlayd.v1.Traffic
+	11, // 12: overlayd.v1.Counters.tap_out:type_name -> overlayd.v1.Traffic
+	11, // 13: overlayd.v1.Counters.underlay_in:type_name -> overlayd.v1.Traffic
+	11, // 14: overlayd.v1.Counters.underlay_out:type_name -> overlayd.v1.Traffic
+	32, // 15: overlayd.v1.Counters.drops_by_reason:type_name -> overlayd.v1.Counters.DropsByReasonEntry
+	15, // 16: overlayd.v1.ListFDBResponse.entries:type_name -> overlayd.v1.FDBEntry
+	36, // 17: overlayd.v1.FDBEntry.age:type_name -> google.protobuf.Duration
+	18, // 18: overlayd.v1.ListPeersResponse.peers:type_name -> overlayd.v1.Peer
+	35, // 19: overlayd.v1.Peer.last_heard:type_name -> google.protobuf.Timestamp
+	19, // 20: overlayd.v1.Peer.candidates:type_name -> overlayd.v1.Candidate
+	36, // 21: overlayd.v1.Candidate.rtt:type_name -> google.protobuf.Duration
+	10, // 22: overlayd.v1.ListPathsResponse.networks:type_name -> overlayd.v1.Network
+	22, // 23: overlayd.v1.ListPathsResponse.paths:type_name -> overlayd.v1.Path
+	24, // 24: overlayd.v1.ListPathsResponse.probes:type_name -> overlayd.v1.Probes
+	35, // 25: overlayd.v1.Path.learned_time:type_name -> google.protobuf.Timestamp
+	23, // 26: overlayd.v1.Path.overhead:type_name -> overlayd.v1.OverheadTerm
+	19, // 27: overlayd.v1.Path.candidates:type_name -> overlayd.v1.Candidate
+	35, // 28: overlayd.v1.Path.chosen_time:type_name -> google.protobuf.Timestamp
+	33, // 29: overlayd.v1.Probes.ignored_by_reason:type_name -> overlayd.v1.Probes.IgnoredByReasonEntry
+	34, // 30: overlayd.v1.Probes.hints_ignored_by_reason:type_name -> overlayd.v1.Probes.HintsIgnoredByReasonEntry
+	27, // 31: overlayd.v1.ListDropsResponse.drops:type_name -> overlayd.v1.Drop
+	35, // 32: overlayd.v1.Drop.last_time:type_name -> google.protobuf.Timestamp
+	28, // 33: overlayd.v1.Drop.last_sample:type_name -> overlayd.v1.DropSample
+	35, // 34: overlayd.v1.DropSample.time:type_name -> google.protobuf.Timestamp
+	28, // 35: overlayd.v1.WatchDropsResponse.samples:type_name -> overlayd.v1.DropSample
+	0,  // 36: overlayd.v1.NodeService.GetVersion:input_type -> overlayd.v1.GetVersionRequest
+	3,  // 37: overlayd.v1.NodeService.GetStatus:input_type -> overlayd.v1.GetStatusRequest
+	8,  // 38: overlayd.v1.NodeService.ListNetworks:input_type -> overlayd.v1.ListNetworksRequest
+	13, // 39: overlayd.v1.NodeService.ListFDB:input_type -> overlayd.v1.ListFDBRequest
+	16, // 40: overlayd.v1.NodeService.ListPeers:input_type -> overlayd.v1.ListPeersRequest
+	20, // 41: overlayd.v1.NodeService.ListPaths:input_type -> overlayd.v1.ListPathsRequest
+	25, // 42: overlayd.v1.NodeService.ListDrops:input_type -> overlayd.v1.ListDropsRequest
+	29, // 43: overlayd.v1.NodeService.WatchDrops:input_type -> overlayd.v1.WatchDropsRequest
+	1,  // 44: overlayd.v1.NodeService.GetVersion:output_type -> overlayd.v1.GetVersionResponse
+	4,  // 45: overlayd.v1.NodeService.GetStatus:output_type -> overlayd.v1.GetStatusResponse
+	9,  // 46: overlayd.v1.NodeService.ListNetworks:output_type -> overlayd.v1.ListNetworksResponse
+	14, // 47: overlayd.v1.NodeService.ListFDB:output_type -> overlayd.v1.ListFDBResponse
+	17, // 48: overlayd.v1.NodeService.ListPeers:output_type -> overlayd.v1.ListPeersResponse
+	21, // 49: overlayd.v1.NodeService.ListPaths:output_type -> overlayd.v1.ListPathsResponse
+	26, // 50: overlayd.v1.NodeService.ListDrops:output_type -> overlayd.v1.ListDropsResponse
+	30, // 51: overlayd.v1.NodeService.WatchDrops:output_type -> overlayd.v1.WatchDropsResponse
+	44, // [44:52] is the sub-list for method output_type
+	36, // [36:44] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_overlayd_v1_node_proto_init() }
