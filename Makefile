@@ -83,7 +83,7 @@ bench-micro: ## run the Go benchmarks of the packet path and the control plane: 
 .PHONY: bench-costs
 bench-costs: ## measure what each system call of the packet path costs, in some two minutes (root)
 	@$(need-root)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(COSTTIME) -count 6 -timeout 30m -p 1 ./vtep/tap ./vtep/underlay ./vtep/inject ./vtep/poll
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(COSTTIME) -count 6 -timeout 30m -p 1 ./vtep/tap ./vtep/underlay ./vtep/inject ./vtep/poll ./vtep/fastpath
 
 .PHONY: lint lint-format lint-vet lint-staticcheck lint-layout lint-generated
 lint: lint-format lint-vet lint-staticcheck lint-layout lint-generated ## check format, vet, staticcheck, structure, generated code

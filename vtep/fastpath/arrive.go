@@ -68,9 +68,12 @@ func (t *Table) arriving() *program {
 	// One frame, all of which is there and nothing else. The outer length is that of each segment, or of none at all, in a
 	// superframe.
 	p.get(asm.R3, ipLenAt, asm.DWord)
+	p.getBE(asm.R1, ip+2, asm.Half)
 	p.add(
 		asm.LoadMem(asm.R2, ctx, skbLen, asm.Word),
-		asm.Sub.Imm(asm.R2, all),
+		asm.Sub.Imm(asm.R2, header.EthernetLen),
+		asm.JNE.Reg(asm.R1, asm.R2, "slow"),
+		asm.Sub.Imm(asm.R2, all-header.EthernetLen),
 		asm.JNE.Reg(asm.R2, asm.R3, "slow"),
 		asm.LoadMem(asm.R1, ctx, skbGSOSize, asm.Word),
 		asm.JNE.Imm(asm.R1, 0, "whole"),

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 
@@ -68,12 +67,6 @@ func (t *Table) probe() error {
 	}
 	if n, _, _ := t.Count(slot); n != 2 {
 		return fmt.Errorf("2 packets were counted as %d", n)
-	}
-	// What was tried is not on its way anywhere.
-	for _, g := range []*gateways{&t.leaveGates, &t.arriveGates} {
-		for i := range g.all {
-			atomic.StoreUint64(&g.all[i].slow, 0)
-		}
 	}
 	return nil
 }
