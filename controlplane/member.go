@@ -50,6 +50,7 @@ type member struct {
 
 	seat    atomic.Pointer[seat]               // nil on a worker
 	role    chan struct{}                      // capacity 1: look at the role again
+	nodesAt chan struct{}                      // capacity 1: look again for managers to meet
 	differs atomic.Bool                        // another node has a different copy of the same index
 	wholeAt time.Time                          // when the whole was fetched for that; of the sync loop
 	behind  chan struct{}                      // capacity 1: ask the managers
@@ -69,6 +70,7 @@ func newMember(n *Node, l *local, creds *identity.Credentials) *member {
 		log:     n.log.With("cluster", l.ClusterID, "node", l.NodeID),
 		creds:   identity.NewCurrent(creds),
 		role:    make(chan struct{}, 1),
+		nodesAt: make(chan struct{}, 1),
 		behind:  make(chan struct{}, 1),
 		unsaved: make(chan struct{}, 1),
 		gone:    make(chan struct{}),

@@ -24,6 +24,11 @@ import (
 const (
 	// stabilizeTime is how long a new manager has to keep up before it gets a vote, unless Raft is made less patient.
 	stabilizeTime = 3 * time.Second
+	// commitTime is how long the leader waits, once to twice, before it sends the other managers a message that says no more
+	// than what was agreed, unless Raft is made less patient. Each of these messages wakes two managers, and there is no end of
+	// them. The other managers have a change by gossip long before, like all nodes, and with the next one by Raft. Only
+	// what gossip does not carry takes that long to them: secrets, and what does not fit into a packet.
+	commitTime = 200 * time.Millisecond
 	// dismissTime bounds the wait of a former manager for the others to go on without it.
 	dismissTime = 15 * time.Second
 )
@@ -53,7 +58,7 @@ func (m *member) takeSeat(ctx context.Context) error {
 	m.raftTo.Store(s.stream)
 	r, err := consensus.Open(consensus.Config{
 		ID: m.local.NodeID, Dir: m.node.cfg.raftDir(), Address: m.local.control(),
-		Stream: s.stream, FSM: fsm{s}, Timing: m.node.cfg.Timing, Log: m.log,
+		Stream: s.stream, FSM: fsm{s}, Timing: raftTiming(m.node.cfg.Timing), Log: m.log,
 		ResolveAddress: m.controlAddress,
 		WantVoter:      s.wantsVoter,
 		StabilizeTime:  cmp.Or(min(stabilizeTime, 2*m.node.cfg.Timing.Heartbeat), stabilizeTime),
@@ -75,6 +80,12 @@ func (m *member) takeSeat(ctx context.Context) error {
 		}
 	})
 	return nil
+}
+
+// raftTiming completes what was asked for.
+func raftTiming(t consensus.Timing) consensus.Timing {
+	t.Commit = cmp.Or(t.Commit, min(commitTime, t.Heartbeat/4), commitTime)
+	return t
 }
 
 // dismissed waits until Raft no longer counts on this manager, which the state says is none any more: without its vote, and

@@ -180,6 +180,7 @@ func (m *member) apply(b *statev1.Batch) error {
 // changed tells the loops that the copy is another one.
 func (m *member) changed() {
 	poke(m.role)
+	poke(m.nodesAt)
 	poke(m.unsaved)
 }
 
@@ -409,7 +410,7 @@ func (m *member) meet(ctx context.Context) error {
 			break
 		}
 		select {
-		case <-time.After(50 * time.Millisecond):
+		case <-m.nodesAt:
 		case <-ctx.Done():
 			return nil
 		}

@@ -78,7 +78,8 @@ type Timing struct {
 	// nobody else confirms it. In a cluster of three nobody is there to confirm, so it has to be long
 	// enough for a machine that stalls. 10 s.
 	Suspicion time.Duration
-	// Gossip is how often messages are sent to some nodes. 100 ms.
+	// Gossip is how often messages are sent to some nodes, while there are any; the first one after a quiet time goes at
+	// once. 100 ms.
 	Gossip time.Duration
 	// PushPull is how often full membership and digests are exchanged with one other node; longer with more
 	// than 32 nodes. 30 s.

@@ -42,8 +42,18 @@ func (d delegate) NotifyMsg(b []byte) {
 	}
 }
 
-// GetBroadcasts implements memberlist.Delegate. memberlist counts with the largest of all packets, and a burst of them.
+// GetBroadcasts implements memberlist.Delegate. memberlist counts with the largest of all packets, and a burst of them. A
+// round with nothing to send, in which memberlist holds no lock, waits here until there may be something; the next one then
+// follows at once and chooses its targets anew.
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	messages := d.messages(overhead, limit)
+	if len(messages) == 0 && limit == roundRoom {
+		d.g.calm.wait()
+	}
+	return messages
+}
+
+func (d delegate) messages(overhead, limit int) [][]byte {
 	g := d.g
 	room := g.room()
 	// memberlist forgets the length of the message that it adds these to.
@@ -88,10 +98,16 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 }
 
 // NotifyJoin implements memberlist.EventDelegate.
-func (d delegate) NotifyJoin(n *memberlist.Node) { d.g.members.joined(n.Name, addressOf(n)) }
+func (d delegate) NotifyJoin(n *memberlist.Node) {
+	d.g.members.joined(n.Name, addressOf(n))
+	d.g.calm.stir()
+}
 
 // NotifyLeave implements memberlist.EventDelegate.
-func (d delegate) NotifyLeave(n *memberlist.Node) { d.g.members.gone(n.Name) }
+func (d delegate) NotifyLeave(n *memberlist.Node) {
+	d.g.members.gone(n.Name)
+	d.g.calm.stir()
+}
 
 // NotifyUpdate implements memberlist.EventDelegate. Metadata is all that it is about.
 func (d delegate) NotifyUpdate(*memberlist.Node) {}
@@ -134,6 +150,23 @@ func (g *Gossip) receive(b []byte) {
 		return
 	}
 	g.count.spread.Add(1)
+	g.calm.stir()
+}
+
+// sent takes note of a part of a packet that memberlist sends.
+func (g *Gossip) sent(part []byte) {
+	g.members.sent(part)
+	if tellsOfMembers(part) {
+		g.calm.stir()
+	}
+}
+
+// got takes note of a part of a packet for memberlist.
+func (g *Gossip) got(part []byte) {
+	g.members.received(part)
+	if tellsOfMembers(part) {
+		g.calm.stir()
+	}
 }
 
 // heed looks at what another node claims to know, and reports whether it is more than this one knows.

@@ -23,6 +23,11 @@ const (
 	// interval is all that four targets can be kept informed of: a host that starts a hundred containers would make every
 	// change wait for seconds. With eight a node sends 350 kB a second at the very most.
 	burst = 8
+	// roundRoom is the room that memberlist says a round has while it has nothing to send itself. When messages ride on
+	// something else there is less.
+	roundRoom = burst*maxRoom - compoundHeaderLen
+	// maxAwareness bounds the factor by which a node that loses probes gives them more time.
+	maxAwareness = 4
 
 	protocolVersion = 5 // of memberlist
 )
@@ -36,6 +41,7 @@ type Gossip struct {
 	members     *members
 	queue       queue
 	seen        *seen
+	calm        *calm
 	sockets     *sockets // nil with Config.Transport
 	list        *memberlist.Memberlist
 	closed      atomic.Bool
@@ -56,7 +62,10 @@ func New(cfg Config) (*Gossip, error) {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	cfg.Keys = nil
-	g := &Gossip{cfg: cfg, members: newMembers(cfg.NodeID), seen: newSeen()}
+	g := &Gossip{
+		cfg: cfg, members: newMembers(cfg.NodeID), seen: newSeen(),
+		calm: newCalm((maxAwareness + 1) * cfg.Timing.Probe),
+	}
 	g.id, _ = parseID(cfg.NodeID)
 	g.cluster, _ = parseID(cfg.Cluster)
 	g.keys.Store(ring)
@@ -71,7 +80,7 @@ func New(cfg Config) (*Gossip, error) {
 	}
 	t := &transport{
 		inner: inner, cluster: g.cluster, keys: &g.keys, room: g.room,
-		sent: g.members.sent, got: g.members.received, count: &g.count, routes: routes{all: cfg.Addresses},
+		sent: g.sent, got: g.got, count: &g.count, routes: routes{all: cfg.Addresses},
 	}
 	t.start()
 	if g.list, err = memberlist.Create(g.memberlistConfig(t)); err != nil {
@@ -97,7 +106,7 @@ func (g *Gossip) memberlistConfig(t *transport) *memberlist.Config {
 	c.EnableCompression = false
 	c.TCPTimeout = streamTimeout
 	c.ProbeInterval, c.ProbeTimeout = timing.Probe, timing.ProbeTimeout
-	c.AwarenessMaxMultiplier = 4
+	c.AwarenessMaxMultiplier = maxAwareness
 	c.SuspicionMult = int((timing.Suspicion + timing.Probe - 1) / timing.Probe)
 	c.SuspicionMaxTimeoutMult = maxSuspicion
 	c.GossipInterval, c.PushPullInterval = timing.Gossip, timing.PushPull
@@ -146,6 +155,7 @@ func (g *Gossip) enqueue(b []byte) error {
 	if err := g.queue.add(b); err != nil {
 		return fmt.Errorf("queueing a message of %d bytes: %w", len(b)-1, err)
 	}
+	g.calm.stir()
 	return nil
 }
 
@@ -235,6 +245,7 @@ func (g *Gossip) Close() error {
 	if g.closed.Swap(true) {
 		return nil
 	}
+	g.calm.end()
 	err := g.list.Shutdown()
 	g.joins.Wait()
 	if err != nil {

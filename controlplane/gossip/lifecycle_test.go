@@ -21,9 +21,13 @@ func TestLeaveIsNotDeath(t *testing.T) {
 			c.join()
 			within(t, 30*time.Second, "all know each other", func() bool { return full(c.nodes) })
 			time.Sleep(10 * time.Second)
-			leaver := c.nodes[1]
+			leaver, begin := c.nodes[1], time.Now()
 			if err := leaver.Leave(5 * time.Second); err != nil {
 				t.Fatal(err)
+			}
+			// It is told several times: in two rounds, or in four if there is one other node only.
+			if took := time.Since(begin); took > 420*time.Millisecond || size > 2 && took > 120*time.Millisecond {
+				t.Errorf("%d nodes: the farewell took %v, which is more than the next rounds", size, took)
 			}
 			leaver.stop()
 			time.Sleep(time.Minute)

@@ -146,7 +146,7 @@ func TestWhoMayBeAMember(t *testing.T) {
 func TestMessages(t *testing.T) {
 	delivered, behind := 0, 0
 	ours := Digest{Index: 5}
-	g := &Gossip{cluster: here, id: [8]byte{9}, seen: newSeen(), cfg: Config{
+	g := &Gossip{cluster: here, id: [8]byte{9}, seen: newSeen(), calm: newCalm(time.Second), cfg: Config{
 		Deliver: func([]byte) bool { delivered++; return true },
 		State:   func() Digest { return ours },
 		Behind:  func(string, Digest) { behind++ },

@@ -13,7 +13,7 @@ import (
 
 const (
 	outstandingFor  = 4 * time.Second // later acknowledgements prove nothing any more
-	trafficInterval = 200 * time.Millisecond
+	trafficInterval = 500 * time.Millisecond
 	trafficLasts    = 3 * time.Second // a peer to which nothing was sent for so long is idle
 	routeRetry      = 5 * time.Second
 	hintInterval    = time.Second
