@@ -14,6 +14,7 @@ import (
 
 // flow is a TCP connection from one container to the next on which bytes never stop, until stop.
 type flow struct {
+	in       net.Conn // its receiving end
 	received atomic.Int64
 	ended    atomic.Pointer[error]
 	stop     func()
@@ -40,7 +41,7 @@ func (c *cluster) startFlow(t *testing.T) *flow {
 // runFlow keeps a connection busy, from its end out to its end in.
 func runFlow(t *testing.T, out, in net.Conn) *flow {
 	t.Helper()
-	f := new(flow)
+	f := &flow{in: in}
 	var wait sync.WaitGroup
 	f.stop = sync.OnceFunc(func() { in.Close(); out.Close(); wait.Wait() })
 	t.Cleanup(f.stop)

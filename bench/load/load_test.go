@@ -160,23 +160,36 @@ func TestTCPCancelled(t *testing.T) {
 	}
 }
 
+// TestTCPStalls takes the link away under a transfer.
 func TestTCPStalls(t *testing.T) {
 	ns := loopback(t)
 	ctx, cancel := context.WithCancel(within(t))
 	defer cancel()
-	go func() { // takes the loopback down when the transfer is under way
-		_ = pause(ctx, 100*time.Millisecond)
-		_ = ns.Do(func() error {
-			lo, err := netlink.LinkByName("lo")
-			if err != nil {
-				return err
-			}
-			return netlink.LinkSetDown(lo)
-		})
-	}()
-	r, err := TCP(ctx, TCPConfig{From: ns, To: ns, Address: local4, Duration: time.Hour, Stall: 300 * time.Millisecond})
-	if err == nil || r.Forward.Bytes == 0 {
+	cut := make(chan error, 1)
+	go func() { cut <- ns.Do(func() error { return downAfter(ctx, "lo", 1<<20) }) }()
+	r, err := TCP(ctx, TCPConfig{From: ns, To: ns, Address: local4, Duration: time.Hour, Stall: time.Second})
+	if !errors.Is(err, ErrStalled) || r.Forward.Bytes == 0 {
 		t.Errorf("a transfer over a dead link: %+v, %v", r, err)
+	}
+	cancel()
+	if err := <-cut; err != nil {
+		t.Errorf("take the link down: %v", err)
+	}
+}
+
+// downAfter takes a device down once it has received that many bytes.
+func downAfter(ctx context.Context, device string, bytes uint64) error {
+	for {
+		dev, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		if dev.Attrs().Statistics.RxBytes >= bytes {
+			return netlink.LinkSetDown(dev)
+		}
+		if err := pause(ctx, time.Millisecond); err != nil {
+			return err
+		}
 	}
 }
 
@@ -205,6 +218,36 @@ func TestUDP(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("loopback, 64 bytes: %.0f kpps sent, %.0f received, %.1f %% lost", r.SendRate()/1e3, r.Rate()/1e3, 100*r.Loss())
+}
+
+// TestUDPLooksBeforeItGivesUp has the receiver stand still while datagrams come: they wait in its socket, and are not
+// lost. The third is.
+func TestUDPLooksBeforeItGivesUp(t *testing.T) {
+	c := UDPConfig{Size: 64, Flows: 1, Drain: 300 * time.Millisecond}
+	s := &stream{config: c, token: 7, table: crc32.MakeTable(crc32.Castagnoli), highest: make([]uint64, c.Flows)}
+	s.sent.Store(-1)
+	b := newBatch(c.Size)
+	looks := 0
+	err := s.receive(within(t), b, func() (int, error) {
+		switch looks++; looks {
+		case 1, 3: // nothing is there, and then the machine has other things to do
+			time.Sleep(2 * c.Drain)
+			s.sent.Store(3)
+		case 2, 4:
+			buf := b.bufs[0]
+			binary.BigEndian.PutUint64(buf[udpTokenOff:], s.token)
+			binary.BigEndian.PutUint64(buf[udpSeqOff:], uint64(looks))
+			binary.BigEndian.PutUint32(buf[udpCRCOff:], s.crc(buf))
+			b.msgs[0].len = uint32(c.Size)
+			return 1, nil
+		default:
+			time.Sleep(time.Millisecond)
+		}
+		return 0, unix.EAGAIN
+	})
+	if err != nil || s.result.Received != 2 {
+		t.Errorf("%+v after %d looks, %v", s.result, looks, err)
+	}
 }
 
 // TestUDPCounts offers datagrams of known faults to the receiver.
@@ -245,7 +288,8 @@ func TestUDPCounts(t *testing.T) {
 	send(7, func(b []byte) []byte { return append(b, 0) })
 	send(8, func(b []byte) []byte { b[udpTokenOff]++; return b })
 	s.sent.Store(10)
-	if err := s.receive(within(t), rx); err != nil {
+	b := newBatch(s.config.Size)
+	if err := s.receive(within(t), b, func() (int, error) { return b.receive(rx) }); err != nil {
 		t.Fatal(err)
 	}
 	r := s.result

@@ -136,7 +136,8 @@ func UDP(ctx context.Context, c UDPConfig) (UDPResult, error) {
 		}
 		sender <- err
 	}()
-	err = s.receive(running, rx)
+	b := newBatch(c.Size)
+	err = s.receive(running, b, func() (int, error) { return b.receive(rx) })
 	cancel()
 	if serr := <-sender; serr != nil && !errors.Is(serr, context.Canceled) {
 		err = serr
@@ -236,12 +237,15 @@ func (s *stream) send(ctx context.Context, fds []int) error {
 	}
 }
 
-func (s *stream) receive(ctx context.Context, fd int) error {
-	b := newBatch(s.config.Size)
+// receive counts what take puts into the batch, until all is there or no more comes.
+func (s *stream) receive(ctx context.Context, b *batch, take func() (int, error)) error {
 	var first, last time.Time
 	quiet := time.Now() // since when nothing happened
 	for {
-		n, err := b.receive(fd)
+		// Only a look that began when the time was over says that nothing came: on a busy machine this thread may
+		// stand still after one, while the last datagrams are sent and wait in the socket.
+		began, sending := time.Now(), s.sent.Load() < 0
+		n, err := take()
 		now := time.Now()
 		if err != nil && !again(err) {
 			return fmt.Errorf("receive: %w", err)
@@ -270,20 +274,22 @@ func (s *stream) receive(ctx context.Context, fd int) error {
 			if first.IsZero() {
 				first = now
 			}
-			last, quiet = now, now
+			last = now
 			s.result.Elapsed = last.Sub(first)
 		}
-		sent := s.sent.Load()
-		switch {
-		case sent >= 0 && s.result.Received >= uint64(sent):
+		if sent := s.sent.Load(); sent >= 0 && s.result.Received >= uint64(sent) {
 			return nil
-		case sent >= 0 && now.Sub(quiet) >= s.config.Drain:
-			return nil
-		case sent < 0:
-			quiet = now
+		}
+		if sending {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
+		}
+		switch {
+		case sending || n > 0:
+			quiet = now
+		case began.Sub(quiet) >= s.config.Drain:
+			return nil
 		}
 	}
 }

@@ -227,16 +227,16 @@ func sockets(t *testing.T) int {
 // awaitEvent waits until poll(2) reports one of the events for the descriptor.
 func awaitEvent(t *testing.T, fd int, events int16) {
 	t.Helper()
-	if !ready(t, fd, events) {
+	if !ready(t, fd, events, patience) {
 		t.Fatalf("no event within %v", patience)
 	}
 }
 
-// ready is awaitEvent, and reports whether the event came.
-func ready(t *testing.T, fd int, events int16) bool {
+// ready reports whether poll(2) reports one of the events within that time.
+func ready(t *testing.T, fd int, events int16, within time.Duration) bool {
 	t.Helper()
 	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-	for end := time.Now().Add(patience); ; {
+	for end := time.Now().Add(within); ; {
 		n, err := unix.Poll(fds, max(0, int(time.Until(end).Milliseconds())))
 		if err == unix.EINTR {
 			continue

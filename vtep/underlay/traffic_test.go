@@ -100,7 +100,7 @@ func receiveN(t *testing.T, r *Receiver, n int) []got {
 	var out []got
 	batch := make([]forward.Received, 2*maxBatch)
 	for len(out) < n {
-		if !ready(t, r.FD(), unix.POLLIN) {
+		if !ready(t, r.FD(), unix.POLLIN, patience) {
 			t.Fatalf("%d datagrams of %d came within %v", len(out), n, patience)
 		}
 		k, err := r.Receive(batch)

@@ -22,6 +22,12 @@ import (
 // Patience is how long a test waits for what must come.
 const Patience = 10 * time.Second
 
+// Await rests that long between two looks: at first the shorter time, then twice as long each time, up to the longer.
+const (
+	shortRest = time.Millisecond
+	longRest  = 20 * time.Millisecond
+)
+
 // Must ends the test at an error.
 func Must(t testing.TB, errs ...error) {
 	t.Helper()
@@ -33,10 +39,12 @@ func Must(t testing.TB, errs ...error) {
 // Await waits until what is there.
 func Await(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(Patience); !is(); runtime.Gosched() {
+	end := time.Now().Add(Patience)
+	for rest := shortRest; !is(); rest = min(2*rest, longRest) {
 		if time.Now().After(end) {
 			t.Fatalf("no %s within %v", what, Patience)
 		}
+		time.Sleep(rest)
 	}
 }
 
