@@ -366,10 +366,12 @@ func TestSweep(t *testing.T) {
 
 func TestRoundTrip(t *testing.T) {
 	ns := loopback(t)
+	const count = 2000
+	late := map[Transport]int{OverUDP: count / 100} // which count as lost: on a busy machine some take longer than udpPatience
 	for _, over := range []Transport{OverTCP, OverUDP} {
 		for _, to := range []netip.Addr{local4, local6} {
-			l, err := RoundTrip(within(t), RoundTripConfig{From: ns, To: ns, Address: to, Transport: over, Count: 2000})
-			if err != nil || l.Count != 2000 || l.Lost != 0 {
+			l, err := RoundTrip(within(t), RoundTripConfig{From: ns, To: ns, Address: to, Transport: over, Count: count})
+			if err != nil || l.Count+l.Lost != count || l.Lost > late[over] {
 				t.Errorf("%v over %d: %+v, %v", to, over, l, err)
 			}
 			if l.Min <= 0 || l.Min > l.P50 || l.P50 > l.P99 || l.P99 > l.P999 || l.P999 > l.Max {

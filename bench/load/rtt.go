@@ -137,22 +137,23 @@ func exchange(ctx context.Context, over Transport, fd int, out, in []byte) (bool
 	if err := unix.Send(fd, out, 0); err != nil && !again(err) && !unreachable(err) {
 		return false, fmt.Errorf("send: %w", err)
 	}
-	for deadline := time.Now().Add(udpPatience); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(udpPatience); ; {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
+		over := time.Now().After(deadline) // before the look: see stream.receive
 		n, _, err := unix.Recvfrom(fd, in, 0)
-		if again(err) || unreachable(err) {
-			continue
-		}
-		if err != nil {
+		switch {
+		case again(err), unreachable(err):
+			if over {
+				return false, nil
+			}
+		case err != nil:
 			return false, fmt.Errorf("receive: %w", err)
-		}
-		if string(in[:n]) == string(out) { // anything else answers a request that was given up
+		case string(in[:n]) == string(out): // anything else answers a request that was given up
 			return true, nil
 		}
 	}
-	return false, nil
 }
 
 // answer returns every message of size bytes on a TCP connection.
