@@ -112,10 +112,10 @@ func (v *VTEP) lookForDirect(s *inject.Survey, local, a netip.Addr) *fastpath.Wa
 		return nil
 	}
 	out, err := s.Direct(local, a)
-	if err != nil || !out.NextHop.Is4() {
+	if err != nil {
 		return nil
 	}
-	w := &fastpath.Way{Device: out.Index, NextHop: out.NextHop, Local: local, Peer: a, TTL: v.cfg.Underlay.TTL}
+	w := &fastpath.Way{Device: out.Index, Local: local, Peer: a, TTL: v.cfg.Underlay.TTL}
 	if out.Tunnels {
 		w.MaxSuper = fastpath.MaxSuper(out.MaxPacket)
 	}

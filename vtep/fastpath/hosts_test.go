@@ -175,7 +175,7 @@ func (h *host) leaves(t *testing.T, from netip.Addr, peer *host, v6 bool) {
 	k := LeaveKey{Outlet: h.outlet, Ethernet: ethernet(peer.mac, h.mac, v6)}
 	copy(k.From[:], from.AsSlice())
 	w := &Way{
-		Device: h.eth0, NextHop: peer.outer, Local: h.outer, Peer: peer.outer, VNI: vni, TTL: ttl,
+		Device: h.eth0, Local: h.outer, Peer: peer.outer, VNI: vni, TTL: ttl,
 		Sources: []uint16{source, source + 1}, MaxSuper: MaxSuper(65535),
 	}
 	s, err := h.table.NewSlot()

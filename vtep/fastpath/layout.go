@@ -74,7 +74,7 @@ type leaveValue struct {
 	Ports    [maxPorts]uint16
 	Pad      uint16
 	Header   [header.EthernetLen + outerLen]byte // its parts are where 4 divides their place, as the stack has it
-	NextHop  [4]byte
+	Pad2     uint32
 }
 
 // arriveValue says what becomes of the packets of an ArriveKey.
@@ -91,7 +91,6 @@ const (
 	valueSlot, valueDevice, valueMaxIP, valueMSS = 0, 4, 8, 12
 	valueMaxSuper, valueSum, valuePorts          = 16, 20, 24
 	valueHeader                                  = valuePorts + 2*maxPorts + 2
-	valueNextHop                                 = valueHeader + header.EthernetLen + outerLen
 	valueRelay                                   = 16
 )
 

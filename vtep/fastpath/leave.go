@@ -2,7 +2,6 @@ package fastpath
 
 import (
 	"github.com/cilium/ebpf/asm"
-	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/header"
 )
@@ -48,7 +47,7 @@ func (t *Table) leaving(outlet uint32, relay int) *program {
 	p.store(outerAt, header.EthernetLen+encapLen)
 	p.count(t.counters.m)
 	if relay == 0 {
-		p.add(asm.LoadMem(asm.R2, entry, valueNextHop, asm.Word), asm.LoadMem(asm.R1, entry, valueDevice, asm.Word))
+		p.add(asm.LoadMem(asm.R1, entry, valueDevice, asm.Word))
 		p.sendOut()
 	} else {
 		p.add(
@@ -176,39 +175,32 @@ func (p *program) fold(sum, spare asm.Register) {
 	}
 }
 
-// sendOut ends the program by sending the packet out by the device whose index is in R1, to the next hop in R2. That is
-// stated, and not left to the kernel's routes, as the kernel drops what it finds no route for, after the program.
+// sendOut ends the program by sending the packet out by the device whose index is in R1, to the next hop that the kernel's
+// routes name there. If we stated the next hop, the kernel would keep the route of the inner packet with the outer one, and
+// ask for the next hop's address inside the overlay where it is not known.
 func (p *program) sendOut() {
-	const at, size = l3At, 20 // struct bpf_redir_neigh: the family, and room for an IPv6 address
-	for i := int16(0); i < size; i += 4 {
-		p.set(at+i, 0, asm.Word)
-	}
-	p.set(at, unix.AF_INET, asm.Word)
-	p.put(at+4, asm.R2, asm.Word)
 	p.add(
-		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, at),
-		asm.Mov.Imm(asm.R3, size),
+		asm.Mov.Imm(asm.R2, 0),
+		asm.Mov.Imm(asm.R3, 0),
 		asm.Mov.Imm(asm.R4, 0),
 		asm.FnRedirectNeigh.Call(),
 		asm.Return(),
 	)
 }
 
-// uplink writes the program at the host's end of a relay. It sends every packet out as the packet's Ethernet header says.
+// uplink writes the program at the host's end of a relay. It sends every packet out by the device that the packet names in
+// its source address.
 func uplink() *program {
 	p := new(program)
 	p.add(asm.Mov.Reg(ctx, asm.R1))
-	p.read(nextHopAt, keyAt, 4, "gone")
-	p.read(deviceAt, keyAt+4, 4, "gone")
-	p.get(asm.R2, keyAt, asm.Word)
-	p.getBE(asm.R1, keyAt+4, asm.Word)
+	p.read(deviceAt, indexAt, 4, "gone")
+	p.getBE(asm.R1, indexAt, asm.Word)
 	p.sendOut()
 	p.at("gone")
 	p.add(asm.Mov.Imm(asm.R0, shoot), asm.Return())
 	return p
 }
 
-// Where the Ethernet header of a packet on a relay names the next hop and the index of the device to leave by: behind the first
-// two bytes of its destination and of its source, which leave both addresses those of single stations, locally administered.
-const nextHopAt, deviceAt = 2, 8
+// deviceAt is where the Ethernet header of a packet on a relay names the device to leave by: behind the first two bytes of
+// its source address, which say that it is a locally administered one.
+const deviceAt = 8

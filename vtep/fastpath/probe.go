@@ -32,7 +32,7 @@ func (t *Table) probe() error {
 	}
 	defer t.FreeSlot(slot)
 	limit := Limit{MaxFrame: len(frame)}
-	if err := t.SetLeave(k, slot, &Way{Device: 1, NextHop: there, Local: here, Peer: there, VNI: vni, TTL: ttl, Sources: []uint16{source}}, limit); err != nil {
+	if err := t.SetLeave(k, slot, &Way{Device: 1, Local: here, Peer: there, VNI: vni, TTL: ttl, Sources: []uint16{source}}, limit); err != nil {
 		return fmt.Errorf("adding an entry: %w", err)
 	}
 	defer func() { _ = t.UnsetLeave(k) }()
@@ -45,7 +45,6 @@ func (t *Table) probe() error {
 		return fmt.Errorf("wrapping a packet came to %x", wrapped)
 	}
 
-	clear(wrapped[:6]) // the loopback device, which programs run on if there is none, has no MAC address
 	if err := t.SetLocals([]netip.Addr{there}); err != nil {
 		return err
 	}

@@ -149,7 +149,7 @@ func (r *rig) reopen() {
 
 // way is the way of all entries of tests that care for none.
 func way() *Way {
-	return &Way{Device: 1, NextHop: there4, Local: here4, Peer: there4, VNI: vni, TTL: ttl, Sources: []uint16{source}, MaxSuper: MaxSuper(65535)}
+	return &Way{Device: 1, Local: here4, Peer: there4, VNI: vni, TTL: ttl, Sources: []uint16{source}, MaxSuper: MaxSuper(65535)}
 }
 
 // roomy admits all frames of 1500 bytes behind their Ethernet header.

@@ -96,7 +96,7 @@ func TestSuperframesStay(t *testing.T) {
 	h := newHosts(t, plainTAP, plainTAP)
 	x := h[here]
 	fd := packets(t, "tap0")
-	w := &Way{Device: x.eth0, NextHop: there4, Local: here4, Peer: there4, VNI: vni, TTL: ttl, Sources: []uint16{source}}
+	w := &Way{Device: x.eth0, Local: here4, Peer: there4, VNI: vni, TTL: ttl, Sources: []uint16{source}}
 	var left [gates]uint64
 	news(&x.table.leaveGates, &left)
 	for name, c := range map[string]struct {
@@ -194,7 +194,7 @@ func TestTagged(t *testing.T) {
 		copy(f[6:], []byte{2, 0, 0, 0, 0, station})
 		k := LeaveKey{Outlet: h[here].outlet, Ethernet: [header.EthernetLen]byte(f)}
 		copy(k.From[:], h[here].inner[0].AsSlice())
-		w := &Way{Device: h[here].eth0, NextHop: there4, Local: here4, Peer: there4, VNI: vni, TTL: ttl, Sources: []uint16{source}}
+		w := &Way{Device: h[here].eth0, Local: here4, Peer: there4, VNI: vni, TTL: ttl, Sources: []uint16{source}}
 		slot, err := h[here].table.NewSlot()
 		linktest.Must(t, err, h[here].table.SetLeave(k, slot, w, fitting))
 		return f, slot

@@ -39,7 +39,6 @@ type Slot uint32
 // Way is how the packets of a pair leave the host.
 type Way struct {
 	Device      int        // index of the underlay device
-	NextHop     netip.Addr // on that device, of IPv4
 	Local, Peer netip.Addr // outer addresses, both of IPv4
 	VNI         addr.VNI
 	TTL         int
@@ -49,7 +48,7 @@ type Way struct {
 
 // Same reports whether w and o are the same, their source ports aside.
 func (w *Way) Same(o *Way) bool {
-	return w.Device == o.Device && w.NextHop == o.NextHop && w.Local == o.Local && w.Peer == o.Peer && w.VNI == o.VNI && w.TTL == o.TTL && w.MaxSuper == o.MaxSuper
+	return w.Device == o.Device && w.Local == o.Local && w.Peer == o.Peer && w.VNI == o.VNI && w.TTL == o.TTL && w.MaxSuper == o.MaxSuper
 }
 
 // MaxSuper returns the longest superframe that, wrapped, is a packet that a device takes which takes packets of so many bytes,
@@ -191,10 +190,7 @@ func (t *Table) SetLeave(k LeaveKey, s Slot, w *Way, l Limit) error {
 	}
 	eth := header.Ethernet(v.Header[:])
 	eth.SetEtherType(header.EtherTypeIPv4)
-	// Where the packet passes a relay, this tells its other end where to go; the kernel replaces it.
-	hop := w.NextHop.As4()
-	copy(v.Header[nextHopAt:], hop[:])
-	v.NextHop = hop
+	// Where the packet passes a relay, this tells its other end the device; else the kernel replaces it.
 	v.Header[deviceAt-2] = 2
 	binary.BigEndian.PutUint32(v.Header[deviceAt:], v.Device)
 	ip := v.Header[header.EthernetLen:]
@@ -305,12 +301,16 @@ type gateways struct {
 
 func (g *gateways) settle() (closed bool) {
 	for i := range g.all {
-		slow, done := atomic.LoadUint64(&g.all[i].slow), atomic.LoadUint64(&g.all[i].done)
-		if slow != done && slow == g.seen[i] {
-			// If something is dealt with meanwhile after all, the next look sees to it.
+		done, slow := atomic.LoadUint64(&g.all[i].done), atomic.LoadUint64(&g.all[i].slow)
+		switch {
+		case slow == done:
+		case slow == g.seen[i] || int64(done-slow) > 0:
+			// Lost on the way; or more was dealt with than the program saw: what passed before it was attached, and
+			// superframes that the kernel has cut. If something is dealt with meanwhile, the next look sees to it.
 			atomic.CompareAndSwapUint64(&g.all[i].done, done, slow)
+		default:
+			closed = true
 		}
-		closed = closed || slow != done && slow != g.seen[i]
 		g.seen[i] = slow
 	}
 	return closed

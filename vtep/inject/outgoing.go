@@ -27,11 +27,10 @@ type Survey struct {
 
 // Way is how datagrams to a peer leave the host.
 type Way struct {
-	Device    string     // name of the underlay device, as far as it is known
-	Index     int        // of its interface
-	NextHop   netip.Addr // the router on that device, or the peer itself
-	MaxPacket int        // the longest packet, with its Ethernet header, that it takes in one piece
-	Tunnels   bool       // it segments tunnelled packets that have no outer checksum
+	Device    string // name of the underlay device, as far as it is known
+	Index     int    // of its interface
+	MaxPacket int    // the longest packet, with its Ethernet header, that it takes in one piece
+	Tunnels   bool   // it segments tunnelled packets that have no outer checksum
 }
 
 // surveyed is what is known of one device.
@@ -96,15 +95,7 @@ func (s *Survey) Direct(local, peer netip.Addr) (Way, error) {
 	if err := s.protected(peer); err != nil {
 		return d.way, err
 	}
-	way := d.way
-	if way.NextHop = peer.WithZone(""); r.Gw != nil {
-		gw, _ := netip.AddrFromSlice(r.Gw)
-		way.NextHop = gw.Unmap()
-	}
-	if r.Via != nil { // of the other family
-		way.NextHop = netip.Addr{}
-	}
-	return way, nil
+	return d.way, nil
 }
 
 // device asks for what there is to know of a device.
