@@ -132,8 +132,14 @@ func (v *VTEP) hookUnderlay() {
 		v.log.Warn("the kernel may unwrap nothing by itself for a new underlay address", "error", err)
 	}
 	for index := range want {
-		if p.inlets[index] != nil {
-			continue
+		if old := p.inlets[index]; old != nil {
+			if old.Attached() {
+				continue
+			}
+			delete(p.inlets, index)
+			if err := old.Close(); err != nil {
+				v.log.Warn("letting go of a BPF program whose device is gone", "device", index, "error", err)
+			}
 		}
 		h, err := p.table.AttachUnderlay(index)
 		if err != nil {

@@ -149,6 +149,7 @@ func (v *VTEP) follow() {
 	v.followAddresses()
 	v.readRoutes()
 	v.followTAPs()
+	v.hookUnderlay() // a new device may have the index of an old one
 	if v.prober != nil {
 		v.prober.RoutesChanged()
 	}

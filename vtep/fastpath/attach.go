@@ -27,6 +27,15 @@ func (h *Hook) Close() error {
 	return errors.Join(errs...)
 }
 
+// Attached reports whether the device is still there. One with its index may be another.
+func (h *Hook) Attached() bool {
+	info, err := h.link.Info()
+	if err != nil || info.TCX() == nil {
+		return false
+	}
+	return info.TCX().Ifindex != 0
+}
+
 // NewOutlet returns a number for a TAP, which is in the keys of what leaves there. It is not 0, and no other is the same.
 func (t *Table) NewOutlet() uint32 { return t.outlets.Add(1) }
 
