@@ -297,18 +297,29 @@ func (m *memory[T]) close() error {
 type gateways struct {
 	memory[gate]
 	seen [gates]uint64 // what each had let by to userspace when settle last looked
+	lag  [gates]uint64 // what of that had not been dealt with
+	same [gates]uint8  // in how many looks in a row before that was as much
 }
+
+// steady is how often in a row settle finds the same lag at a gate through which traffic goes on, until that is what was lost:
+// what is really under way changes all the time.
+const steady = 3
 
 func (g *gateways) settle() (closed bool) {
 	for i := range g.all {
 		done, slow := atomic.LoadUint64(&g.all[i].done), atomic.LoadUint64(&g.all[i].slow)
+		lag := slow - done
+		if lag != g.lag[i] {
+			g.lag[i], g.same[i] = lag, 0
+		}
 		switch {
-		case slow == done:
-		case slow == g.seen[i] || int64(done-slow) > 0:
+		case lag == 0:
+		case slow == g.seen[i] || int64(lag) < 0 || g.same[i] == steady:
 			// Lost on the way; or more was dealt with than the program saw: what passed before it was attached, and
-			// superframes that the kernel has cut. If something is dealt with meanwhile, the next look sees to it.
-			atomic.CompareAndSwapUint64(&g.all[i].done, done, slow)
+			// superframes that the kernel has cut. If something is dealt with meanwhile, it is added all the same.
+			atomic.AddUint64(&g.all[i].done, lag)
 		default:
+			g.same[i]++
 			closed = true
 		}
 		g.seen[i] = slow
