@@ -139,14 +139,11 @@ func (p *pairs) watchTables(n *network) {
 // followPairs is the goroutine that decides.
 func (v *VTEP) followPairs(ctx context.Context) {
 	p := v.pairs
-	closed := false
+	due := time.Now().Add(pairsEvery) // whatever else there is to do meanwhile
 	for {
 		var tick <-chan time.Time
-		switch {
-		case closed:
-			tick = time.After(pairsSettle)
-		case p.any():
-			tick = time.After(pairsEvery)
+		if p.any() {
+			tick = time.After(time.Until(due))
 		}
 		select {
 		case <-ctx.Done():
@@ -164,7 +161,10 @@ func (v *VTEP) followPairs(ctx context.Context) {
 			case <-time.After(pairsPause):
 			}
 		case <-tick:
-			closed = p.table.Settle()
+			due = time.Now().Add(pairsEvery)
+			if p.table.Settle() {
+				due = time.Now().Add(pairsSettle)
+			}
 		}
 		p.sweep(time.Now())
 	}
