@@ -334,7 +334,8 @@ func TestTalk(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	end := talk(within(t), load.UDPConfig{From: a, To: b, Address: b.Overlay("blue"), Size: streamSize, Rate: streamRate, Duration: 200 * time.Millisecond})
-	if err := pause(within(t), 600*time.Millisecond); err != nil {
+	// A stream that has lost something waits for it for 300 ms and a bit.
+	if err := pause(within(t), 2*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	r, err := end()
