@@ -111,6 +111,21 @@ func TestPairsFollowRoutes(t *testing.T) {
 	}
 }
 
+// Where the peer's underlay address has to be resolved anew, packets of fast pairs wait for that like any others.
+func TestPairsResolveTheirPeer(t *testing.T) {
+	p := newPair(t)
+	hosts := p.startBoth(t, "IPv4")
+	s := p.across(t, 0, 1, every(leisure))
+	bothFast(hosts, func() { p.exchange(t, overlay, 100) })
+	p.enter(t, 0)
+	peer := underlays["IPv4"][1].AsSlice()
+	for range 10 {
+		linktest.Must(t, netlink.NeighDel(&netlink.Neigh{LinkIndex: linktest.Device(t, "eth0").Attrs().Index, IP: peer}))
+		s.goesOn()
+	}
+	s.accounted(func() uint64 { return 0 })
+}
+
 // An underlay device that is made anew is taken up again, whatever number it has.
 func TestPairsFollowTheDevice(t *testing.T) {
 	for name, same := range map[string]bool{"another index": false, "the same index": true} {

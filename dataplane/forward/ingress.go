@@ -125,6 +125,7 @@ func (in *Ingress) forget() {
 	in.removed = in.view.removals
 	maps.DeleteFunc(in.outlets, func(vni addr.VNI, o *outlet) bool { return in.view.networks[vni] != o.net })
 	clear(in.used[:cap(in.used)])
+	clear(in.Moved[:cap(in.Moved)])
 	clear(in.Deliveries[:cap(in.Deliveries)])
 }
 

@@ -15,26 +15,26 @@ func (p *Parsed) FlowHash(b []byte) uint32 {
 	h := uint64(p.Proto) + 1
 	switch p.L3 {
 	case IPv4:
-		h = mix(h, binary.BigEndian.Uint64(b[p.L3Off+12:]))
+		h = Mix(h, binary.BigEndian.Uint64(b[p.L3Off+12:]))
 	case IPv6:
 		a := b[p.L3Off+8:]
 		a = a[:32]
-		h = mix(h, binary.BigEndian.Uint64(a))
-		h = mix(h, binary.BigEndian.Uint64(a[8:]))
-		h = mix(h, binary.BigEndian.Uint64(a[16:]))
-		h = mix(h, binary.BigEndian.Uint64(a[24:]))
+		h = Mix(h, binary.BigEndian.Uint64(a))
+		h = Mix(h, binary.BigEndian.Uint64(a[8:]))
+		h = Mix(h, binary.BigEndian.Uint64(a[16:]))
+		h = Mix(h, binary.BigEndian.Uint64(a[24:]))
 	default:
-		h = mix(h, binary.BigEndian.Uint64(b))
-		h = mix(h, uint64(binary.BigEndian.Uint32(b[8:])))
+		h = Mix(h, binary.BigEndian.Uint64(b))
+		h = Mix(h, uint64(binary.BigEndian.Uint32(b[8:])))
 	}
 	if p.PayloadOff != 0 {
-		h = mix(h, uint64(binary.BigEndian.Uint32(b[p.L4Off:])))
+		h = Mix(h, uint64(binary.BigEndian.Uint32(b[p.L4Off:])))
 	}
 	return uint32(h)
 }
 
-// mix folds w into h. A product's low bits know only the low bits of its factors; so the high ones are folded in.
-func mix(h, w uint64) uint64 {
+// Mix folds w into h, as FlowHash does with one word after the other. A product's low bits know only the low bits of its factors; so the high ones are folded in.
+func Mix(h, w uint64) uint64 {
 	h = (h ^ w) * HashFactor
 	return h ^ h>>32
 }

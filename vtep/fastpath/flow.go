@@ -53,7 +53,7 @@ func (t *Table) inner(b []byte, eth *[header.EthernetLen]byte, from *[16]byte) (
 		}
 		proto, upper = ip[9], ip[header.IPv4MinLen:]
 		copy(from[:], ip[12:16])
-		hash = mix(uint64(proto)+1, binary.BigEndian.Uint64(ip[12:]))
+		hash = frame.Mix(uint64(proto)+1, binary.BigEndian.Uint64(ip[12:]))
 	case header.EtherTypeIPv6:
 		if len(ip) < header.IPv6Len || ip[0]>>4 != 6 {
 			return 0, false
@@ -62,7 +62,7 @@ func (t *Table) inner(b []byte, eth *[header.EthernetLen]byte, from *[16]byte) (
 		copy(from[:], ip[8:24])
 		hash = uint64(proto) + 1
 		for i := 8; i < header.IPv6Len; i += 8 {
-			hash = mix(hash, binary.BigEndian.Uint64(ip[i:]))
+			hash = frame.Mix(hash, binary.BigEndian.Uint64(ip[i:]))
 		}
 	default:
 		return 0, false
@@ -86,7 +86,7 @@ func (t *Table) inner(b []byte, eth *[header.EthernetLen]byte, from *[16]byte) (
 	default:
 		return 0, false
 	}
-	return mix(hash, uint64(binary.BigEndian.Uint32(upper))), true
+	return frame.Mix(hash, uint64(binary.BigEndian.Uint32(upper))), true
 }
 
 // fragment4 are the bits of an IPv4 header's fragment field that a whole packet has not: more fragments, and the offset.
@@ -96,14 +96,8 @@ const fragment4 = 0x3fff
 // section 5).
 func outerHash(from netip.Addr, port uint16) uint32 {
 	a := from.As4()
-	return uint32(mix(mix(1, uint64(binary.BigEndian.Uint32(a[:]))), uint64(port)))
+	return uint32(frame.Mix(frame.Mix(1, uint64(binary.BigEndian.Uint32(a[:]))), uint64(port)))
 }
 
 // gateOf returns the number of a flow's gate. The four bits below choose its source port.
 func gateOf(hash uint32) uint32 { return hash >> 4 & (gates - 1) }
-
-// mix is frame's, which the programs have to work out too.
-func mix(h, w uint64) uint64 {
-	h = (h ^ w) * frame.HashFactor
-	return h ^ h>>32
-}
