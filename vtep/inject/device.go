@@ -67,6 +67,9 @@ func Open(failed func(error)) (*Device, error) {
 }
 
 func (d *Device) open() error {
+	if err := synchronous(); err != nil {
+		return err
+	}
 	if err := d.openTAP(); err != nil {
 		return err
 	}
