@@ -46,7 +46,7 @@ func (in *inlet) arrived(k int) {
 	second := in.w.v.now() / 1e9
 	for i := range in.w.buffers[:k] {
 		r := &in.w.buffers[i]
-		place := p.table.ArrivedDone(r.From, r.Port, len(r.Data))
+		place := p.table.ArrivedDone(r.From, r.Port, r.Data)
 		if key, ok := p.table.Arriving(r.From, in.local, r.Data); ok && in.named.due(&key, place, second) {
 			p.nominate(nominee{arrive: key, in: true})
 		}

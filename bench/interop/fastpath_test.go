@@ -9,6 +9,7 @@ import (
 
 	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/bench/load"
+	"github.com/overlayd/overlayd/controlplane/api"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/v1"
 )
 
@@ -22,10 +23,17 @@ func fast(t *testing.T, socket string) (pairs, out, in uint64) {
 	return n[0].GetFastPathPairs(), n[0].GetFastPathOut().GetFrames(), n[0].GetFastPathIn().GetFrames()
 }
 
-// takeOver makes traffic until the kernels behind the sockets forward it by themselves, both ways.
+// takeOver makes traffic until the kernels behind the sockets forward it by themselves, both ways. From then on they forward
+// whole connections: as long as a path is searched for, SYNs go through userspace, and what is behind them may have to follow.
 func takeOver(t *testing.T, traffic func(), sockets ...string) {
 	t.Helper()
 	for _, s := range sockets {
+		settled(t, "the search of the paths to end", func() (bool, string) {
+			r := ask(t, s, func(c *api.Client) (*overlaydv1.ListPathsResponse, error) {
+				return c.ListPaths(within(t), &overlaydv1.ListPathsRequest{})
+			})
+			return !slices.ContainsFunc(r.Paths, func(p *overlaydv1.Path) bool { return !p.Settled }), fmt.Sprint(r.Paths)
+		})
 		_, out, in := fast(t, s)
 		settled(t, "the kernel to take over", func() (bool, string) {
 			traffic()

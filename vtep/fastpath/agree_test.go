@@ -140,7 +140,7 @@ func runs(b []byte) bool {
 // it and ArrivedDone disagree.
 func (r *rig) agreeArriving(payload []byte, from uint16) error {
 	want := map[uint32]uint64{}
-	if len(payload) >= header.VXLANLen+header.EthernetLen {
+	if len(payload) >= header.VXLANLen+header.EthernetLen && header.VXLAN(payload).ValidVNI() {
 		want[gateOf(outerHash(there4, from))] = uint64(len(payload))
 	}
 	b := carryData(payload, from)
@@ -148,7 +148,7 @@ func (r *rig) agreeArriving(payload []byte, from uint16) error {
 	if err := got.untouched(b, want); err != nil {
 		return err
 	}
-	r.ArrivedDone(there4, from, len(payload))
+	r.ArrivedDone(there4, from, payload)
 	if g, is := closed(&r.arriveGates); is {
 		r.reopen()
 		return fmt.Errorf("gate %d stays closed", g)

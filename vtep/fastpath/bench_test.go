@@ -67,7 +67,7 @@ func BenchmarkArrived(b *testing.B) {
 	d := carry(small().frame)[vxlanAt:]
 	b.ReportAllocs()
 	for b.Loop() {
-		r.ArrivedDone(there4, source, len(d))
+		r.ArrivedDone(there4, source, d)
 		r.Arriving(there4, here4, d)
 	}
 }

@@ -1,6 +1,7 @@
 package fastpath
 
 import (
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -63,14 +64,20 @@ func TestGateArriving(t *testing.T) {
 		step(b, true, "nothing is under way")
 		step(other, false, "not of a kind")
 		step(b, false, "one is under way")
-		r.ArrivedDone(there4, source, len(other)-vxlanAt)
+		r.ArrivedDone(there4, source, other[vxlanAt:])
 		step(b, false, "one of two is dealt with")
-		r.ArrivedDone(there4, source, 2*(len(b)-vxlanAt)) // a train
+		r.ArrivedDone(there4, source, slices.Concat(b[vxlanAt:], b[vxlanAt:])) // a train
 		step(b, true, "all are dealt with")
-		r.ArrivedDone(there4, source, header.VXLANLen+header.EthernetLen-1)
+		r.ArrivedDone(there4, source, b[vxlanAt:][:header.VXLANLen+header.EthernetLen-1])
 		step(b, true, "what is short does not count")
-		r.ArrivedDone(there4, source+1, 1000)
+		r.ArrivedDone(there4, source+1, b[vxlanAt:])
 		step(b, true, "what comes from elsewhere does not count")
+		probe := slices.Clone(other)
+		probe[vxlanAt] = 0
+		step(probe, false, "no frame")
+		step(b, true, "a probe of the path is under way")
+		r.ArrivedDone(there4, source, probe[vxlanAt:])
+		step(b, true, "a probe of the path is dealt with")
 	}
 }
 

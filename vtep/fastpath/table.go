@@ -245,12 +245,13 @@ func absent(err error) error {
 // LeftDone notes that a packet is dealt with for which Leaving said ok.
 func (t *Table) LeftDone(hash uint32) { atomic.AddUint64(&t.leaveGates.all[gateOf(hash)].done, 1) }
 
-// ArrivedDone notes that a message of so many bytes is dealt with that came to the VXLAN port of a local IPv4 address. It
-// returns a number that is the same for all messages from there.
-func (t *Table) ArrivedDone(outer netip.Addr, port uint16, bytes int) uint32 {
+// ArrivedDone notes that a message is dealt with, a datagram or a train of them, that came to the VXLAN port of a local
+// IPv4 address. It returns a number that is the same for all messages from there.
+func (t *Table) ArrivedDone(outer netip.Addr, port uint16, message []byte) uint32 {
 	hash := outerHash(outer, port)
-	if bytes >= header.VXLANLen+header.EthernetLen { // what is shorter, the program does not look at
-		atomic.AddUint64(&t.arriveGates.all[gateOf(hash)].done, uint64(bytes))
+	// What is shorter the program does not look at, and what is no frame it does not count.
+	if len(message) >= header.VXLANLen+header.EthernetLen && header.VXLAN(message).ValidVNI() {
+		atomic.AddUint64(&t.arriveGates.all[gateOf(hash)].done, uint64(len(message)))
 	}
 	return hash
 }

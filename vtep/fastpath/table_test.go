@@ -175,7 +175,7 @@ func TestNoAllocations(t *testing.T) {
 			k, hash, _ := r.Leaving(outlet, s.frame)
 			r.LeftDone(hash)
 			a, _ := r.Arriving(there4, here4, d)
-			sum += int(k.Ethernet[0]) + int(a.Ethernet[0]) + int(r.ArrivedDone(there4, source, len(d)))
+			sum += int(k.Ethernet[0]) + int(a.Ethernet[0]) + int(r.ArrivedDone(there4, source, d))
 			f, b, l := r.Count(0)
 			sum += int(f + b + l)
 		}); n != 0 {
