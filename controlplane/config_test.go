@@ -5,9 +5,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
-
-	"github.com/overlayd/overlayd/controlplane/consensus"
 )
 
 // A start removes what a crash has left of files that were being written, and nothing else.
@@ -31,23 +28,5 @@ func TestUnfinishedFiles(t *testing.T) {
 	}
 	if want := []string{"attachments.json", "notes", "restored"}; err != nil || !slices.Equal(left, want) {
 		t.Errorf("left are %q, %v; want %q", left, err, want)
-	}
-}
-
-// What Raft says without need is said less often than by its own default, but not so rarely that it would look dead.
-func TestRaftTiming(t *testing.T) {
-	for name, c := range map[string]struct {
-		in   consensus.Timing
-		want time.Duration
-	}{
-		"defaults":  {consensus.Timing{}, commitTime},
-		"patient":   {consensus.Timing{Heartbeat: 10 * time.Second}, commitTime},
-		"impatient": {consensus.Timing{Heartbeat: 400 * time.Millisecond}, 100 * time.Millisecond},
-		"stated":    {consensus.Timing{Heartbeat: 10 * time.Second, Commit: time.Second}, time.Second},
-	} {
-		got := raftTiming(c.in)
-		if want := (consensus.Timing{Heartbeat: c.in.Heartbeat, Commit: c.want}); got != want {
-			t.Errorf("%s: %+v, want %+v", name, got, want)
-		}
 	}
 }

@@ -24,11 +24,10 @@ import (
 const (
 	// stabilizeTime is how long a new manager has to keep up before it gets a vote, unless Raft is made less patient.
 	stabilizeTime = 3 * time.Second
-	// commitTime is how long the leader waits, once to twice, before it sends the other managers a message that says no more
-	// than what was agreed, unless Raft is made less patient. Each of these messages wakes two managers, and there is no end of
-	// them. The other managers have a change by gossip long before, like all nodes, and with the next one by Raft. Only
-	// what gossip does not carry takes that long to them: secrets, and what does not fit into a packet.
-	commitTime = 200 * time.Millisecond
+	// dutyAgain is when the leader tries again what failed.
+	dutyAgain = time.Second
+	// dutyEvery is how often the leader looks for what time alone brings: leases that end, keys that are old.
+	dutyEvery = 10 * time.Second
 	// dismissTime bounds the wait of a former manager for the others to go on without it.
 	dismissTime = 15 * time.Second
 )
@@ -58,7 +57,7 @@ func (m *member) takeSeat(ctx context.Context) error {
 	m.raftTo.Store(s.stream)
 	r, err := consensus.Open(consensus.Config{
 		ID: m.local.NodeID, Dir: m.node.cfg.raftDir(), Address: m.local.control(),
-		Stream: s.stream, FSM: fsm{s}, Timing: raftTiming(m.node.cfg.Timing), Log: m.log,
+		Stream: s.stream, FSM: fsm{s}, Timing: m.node.cfg.Timing, Log: m.log,
 		ResolveAddress: m.controlAddress,
 		WantVoter:      s.wantsVoter,
 		StabilizeTime:  cmp.Or(min(stabilizeTime, 2*m.node.cfg.Timing.Heartbeat), stabilizeTime),
@@ -80,12 +79,6 @@ func (m *member) takeSeat(ctx context.Context) error {
 		}
 	})
 	return nil
-}
-
-// raftTiming completes what was asked for.
-func raftTiming(t consensus.Timing) consensus.Timing {
-	t.Commit = cmp.Or(t.Commit, min(commitTime, t.Heartbeat/4), commitTime)
-	return t
 }
 
 // dismissed waits until Raft no longer counts on this manager, which the state says is none any more: without its vote, and
@@ -163,33 +156,62 @@ func (f fsm) Restore(r io.Reader) error {
 	if err := f.store.Restore(r); err != nil {
 		return err
 	}
+	poke(f.nodes)
 	return f.member.reload(f.store)
 }
 
-// lead does what falls to the leader, while this manager is it.
+// lead does what falls to the leader, while this manager is it: when it becomes the leader, when nodes change, and now and
+// then.
 func (s *seat) lead(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
+	leaders := s.raft.Watch(ctx)
+	caughtUp := false // the state is no older than the leadership
+	var again <-chan time.Time
 	for {
 		select {
-		case <-tick.C:
+		case _, more := <-leaders:
+			if !more {
+				return
+			}
+			caughtUp = false
 		case <-s.nodes:
+		case <-again:
 		case <-ctx.Done():
 			return
 		}
-		if !s.raft.IsLeader() || s.store.ClusterID() == "" {
+		again = nil
+		if !s.raft.IsLeader() {
 			continue
 		}
-		for what, do := range map[string]func(context.Context) error{
-			"bring the Raft servers in line with the managers": s.seatManagers,
-			"collect the leases that ended":                    s.collectLeases,
-			"rotate the keys of the gossip":                    s.rotateKeys,
-		} {
-			if err := do(ctx); err != nil && ctx.Err() == nil {
-				s.member.log.Warn("cannot "+what+" yet", "error", err)
-			}
+		// By the state of a while ago, one might take the vote from a manager that has come since.
+		if caughtUp = caughtUp || s.catchUp(ctx); caughtUp && s.duties(ctx) {
+			again = time.After(dutyEvery)
+		} else {
+			again = time.After(dutyAgain)
 		}
 	}
+}
+
+// catchUp waits until the state of this leader holds what was agreed on before, and reports whether it does.
+func (s *seat) catchUp(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return s.raft.Read(ctx, func() {}) == nil && s.store.ClusterID() != ""
+}
+
+// duties does what is due, and reports whether all of it could be done.
+func (s *seat) duties(ctx context.Context) bool {
+	well := true
+	for what, do := range map[string]func(context.Context) error{
+		"bring the Raft servers in line with the managers": s.seatManagers,
+		"collect the leases that ended":                    s.collectLeases,
+		"rotate the keys of the gossip":                    s.rotateKeys,
+	} {
+		if err := do(ctx); err != nil && ctx.Err() == nil {
+			well = false
+			s.member.log.Warn("cannot "+what+" yet", "error", err)
+		}
+	}
+	return well
 }
 
 // seatManagers makes the servers of Raft those nodes that are managers. New ones enter without a vote.

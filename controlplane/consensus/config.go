@@ -42,8 +42,8 @@ type Snapshot interface {
 type Timing struct {
 	Heartbeat time.Duration // without a word from the leader after which a follower stands for election; 0 = 2 s
 	Election  time.Duration // after which an election without result is repeated, at least Heartbeat; 0 = 2 s, or Heartbeat if that is longer
-	Lease     time.Duration // without contact to a quorum after which a leader steps down, at most Heartbeat; 0 = half of Heartbeat
-	Commit    time.Duration // after which followers learn what was committed if nothing else is sent; 0 = 50 ms
+	Lease     time.Duration // without contact to a quorum after which a leader steps down, at most Heartbeat; 0 = Heartbeat
+	Commit    time.Duration // once to twice this, after which entries that did not arrive are sent again; 0 = Heartbeat
 }
 
 // Retention says how much of the log is kept.
@@ -124,8 +124,8 @@ func (c *Config) complete() error {
 	}
 	setDefault(&c.Timing.Heartbeat, 2*time.Second)
 	setDefault(&c.Timing.Election, max(2*time.Second, c.Timing.Heartbeat))
-	setDefault(&c.Timing.Lease, c.Timing.Heartbeat/2)
-	setDefault(&c.Timing.Commit, 50*time.Millisecond)
+	setDefault(&c.Timing.Lease, c.Timing.Heartbeat)
+	setDefault(&c.Timing.Commit, c.Timing.Heartbeat)
 	setDefault(&c.Retention.Threshold, 8192)
 	setDefault(&c.Retention.Trailing, 10240)
 	setDefault(&c.Retention.Interval, 2*time.Minute)

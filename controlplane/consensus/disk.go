@@ -9,6 +9,7 @@ import (
 // diskWatch judges the disk by how long writes take.
 type diskWatch struct {
 	limit, window time.Duration
+	began         chan struct{} // capacity 1: a write began since the last look
 
 	mu        sync.Mutex
 	slowSince time.Time // begin of the first of the slow writes that no fast one followed; zero = the last one was fast
@@ -47,6 +48,13 @@ func (d *diskWatch) judge(started, now time.Time) (slow, hangs bool) {
 	return now.Sub(since) >= d.window, hangs
 }
 
+// calm returns whether nothing can come of what is known until the next write begins.
+func (d *diskWatch) calm(started, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return started.IsZero() && (d.slowSince.IsZero() || now.Sub(d.last) > d.window)
+}
+
 // underWay returns when the write that is under way began, or zero.
 func (s *store) underWay() time.Time {
 	if at := s.started.Load(); at != 0 {
@@ -56,18 +64,29 @@ func (s *store) underWay() time.Time {
 }
 
 // watchDisk hands leadership over while the disk is slow, and silences this node while it hangs: then the main loop of
-// Raft is stuck in a write, but its heartbeats would go on and keep the others from electing another leader.
+// Raft is stuck in a write, but its heartbeats would go on and keep the others from electing another leader. It looks while
+// something is written, and for as long as the disk is not known to be well again.
 func (s *session) watchDisk(ctx context.Context) {
-	tick := time.NewTicker(max(s.r.cfg.Disk.Window/20, time.Millisecond))
-	defer tick.Stop()
+	var again <-chan time.Time
 	log := s.r.cfg.Log
 	for {
+		began := s.store.watch.began
+		if again != nil {
+			began = nil // it is looked at anyway
+		}
 		select {
-		case <-tick.C:
+		case <-began:
+			again = time.After(max(s.r.cfg.Disk.Window/20, time.Millisecond))
+			continue
+		case <-again:
 		case <-ctx.Done():
 			return
 		}
-		slow, hangs := s.store.watch.judge(s.store.underWay(), time.Now())
+		started, now := s.store.underWay(), time.Now()
+		slow, hangs := s.store.watch.judge(started, now)
+		if again = nil; !s.store.watch.calm(started, now) {
+			again = time.After(max(s.r.cfg.Disk.Window/20, time.Millisecond))
+		}
 		if s.trans.muted.Swap(hangs) != hangs {
 			if hangs {
 				log.Error("a write to the disk does not end: this manager is silent until it does, so that the others can go on", "file", s.store.path, "after", s.r.cfg.Disk.Window)

@@ -136,6 +136,9 @@ func TestHungDisk(t *testing.T) {
 		c.start()
 		c.set("before", "1")
 		sick := c.awaitLeader()
+		if virtualTime {
+			time.Sleep(time.Minute) // by when nobody looks at the disk
+		}
 		var hang atomic.Bool
 		hang.Store(true)
 		defer hang.Store(false)

@@ -20,6 +20,9 @@
 //     a heartbeat that was sent after the read.
 //   - A leader whose disk is slow hands leadership over. One whose disk hangs stops its heartbeats, because nothing
 //     else would make the others elect a new leader.
+//   - It is quiet when nothing happens. hashicorp/raft has two timers for each follower, and each of their messages wakes
+//     two managers. Here all heartbeats go out at once and less often (beats.go), and what was committed is told when it
+//     was (commits.go), and not every so often. The disk, the servers and who leads are looked at after something happened.
 //   - A stranger or a frozen peer cannot hold the main loop of Raft: reads in the middle of a message, above all of a
 //     snapshot, have a deadline.
 //
@@ -34,9 +37,10 @@
 //   - "supervise", one a Raft: opens and closes sessions; Stop joins it.
 //   - "accept", one a Raft: takes connections from Config.Stream and hands them to the session; ends when the
 //     stream is closed, which Stop does.
-//   - "observe", "autopilot", "disk watch", "verify", one each a session: pass changes of leadership on, promote
-//     non-voters, watch the latency of writes, send rounds of heartbeats for Read. "verify" starts one short-lived goroutine
-//     a voter and round.
+//   - "observe", "beat", "commits", "autopilot", "disk watch", "verify", one each a session: pass changes of leadership on,
+//     have heartbeats sent, tell followers what was committed, promote non-voters, watch the latency of writes, send rounds
+//     of heartbeats for Read. All but "beat" sleep until there is something to do. "commits" starts one short-lived goroutine
+//     a follower that is to be told, "verify" one a voter and round.
 //   - one a call of Propose and of the calls that change the servers, which waits for hashicorp/raft and ends when
 //     that answers. hashicorp/raft forgets to answer when it is shut down at a bad moment; such a goroutine stays.
 //     Closing a session therefore waits for pending calls first.

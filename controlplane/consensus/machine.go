@@ -22,7 +22,8 @@ type machine struct {
 	halted    error  // why nothing is applied any more
 	refused   error  // of the last Restore, if it failed
 
-	onHalt func(error)
+	onHalt    func(error)
+	onServers func() // a change of the servers was committed
 	// replacing is set while the leader restores a backup: hashicorp/raft panics on an error then. It is called
 	// with that error and the snapshot.
 	replacing func(id string, err error)
@@ -87,7 +88,9 @@ func (m *machine) halt(err error) {
 
 // StoreConfiguration implements raft.ConfigurationStore. Without it hashicorp/raft makes no snapshot while the last
 // entry is a change of the servers.
-func (m *machine) StoreConfiguration(uint64, raft.Configuration) {}
+func (m *machine) StoreConfiguration(uint64, raft.Configuration) {
+	m.onServers()
+}
 
 // Snapshot implements raft.FSM.
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) {

@@ -30,6 +30,7 @@ type Raft struct {
 	stopOnce sync.Once
 	done     chan struct{} // closed when all goroutines have ended
 	failures chan error    // for Failed; holds the newest one that nobody took
+	servers  chan struct{} // capacity 1: look at the servers, and at who leads, again
 
 	mu       sync.Mutex
 	session  *session // nil while there is none
@@ -70,8 +71,10 @@ func open(cfg Config, openDB func(string, bool) (database, error)) (*Raft, error
 	r := &Raft{
 		cfg: cfg, raftConf: cfg.raftConfig(), machine: &machine{fsm: cfg.FSM}, openDB: openDB,
 		stopping: make(chan struct{}), done: make(chan struct{}), failures: make(chan error, 1),
+		servers:  make(chan struct{}, 1),
 		watchers: map[chan Leadership]struct{}{}, told: Leadership{State: Stopped},
 	}
+	r.machine.onServers = func() { poke(r.servers) }
 	r.machine.onHalt = func(err error) {
 		// Called while hashicorp/raft waits for the FSM; the session may not be there yet.
 		r.mu.Lock()
@@ -222,6 +225,14 @@ func (r *Raft) set(s *session, err error) {
 	r.session, r.err = s, err
 	r.mu.Unlock()
 	r.tell()
+}
+
+// poke wakes the goroutine that waits for c.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 func (r *Raft) machineHalted() error {

@@ -9,7 +9,7 @@ import (
 
 const virtualTime = false
 
-var tempo = Timing{Heartbeat: 400 * time.Millisecond, Election: 400 * time.Millisecond, Lease: 300 * time.Millisecond, Commit: 20 * time.Millisecond}
+var tempo = Timing{Heartbeat: 400 * time.Millisecond, Election: 400 * time.Millisecond}
 
 func inTime(t *testing.T, f func(t *testing.T)) {
 	t.Helper()

@@ -148,6 +148,8 @@ func (r *Raft) TransferLeadership(ctx context.Context) error {
 
 // transfer tries the others in turn. hashicorp/raft would pick one by what it has sent to it, down or not.
 func (s *session) transfer(ctx context.Context) error {
+	s.hold(true)
+	defer s.hold(false)
 	term := s.raft.CurrentTerm()
 	others := slices.DeleteFunc(s.servers(), func(x Server) bool {
 		return !x.Voter || x.ID == s.r.cfg.ID || !s.inContact(x.ID, term)
@@ -174,50 +176,58 @@ func (s *session) transfer(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// autopilot promotes, while this node leads, non-voters that are wanted and have kept up for long enough.
+// autopilot promotes, while this node leads, non-voters that are wanted and have kept up for long enough. While there are
+// none it sleeps.
 func (s *session) autopilot(ctx context.Context) {
-	cfg := &s.r.cfg
-	tick := time.NewTicker(max(cfg.StabilizeTime/10, time.Millisecond))
-	defer tick.Stop()
+	var again <-chan time.Time
 	var term uint64
 	since := map[string]time.Time{} // a non-voter keeps up
 	for {
 		select {
-		case <-tick.C:
+		case <-s.r.servers:
+		case <-again:
 		case <-ctx.Done():
 			return
 		}
-		now := time.Now()
+		again = nil
 		if t := s.raft.CurrentTerm(); t != term || !s.isLeader() {
 			term = t
 			clear(since)
 		}
-		if !s.isLeader() {
-			continue
-		}
-		for _, x := range s.servers() {
-			keepsUp := s.inContact(x.ID, term) && s.trans.of(x.ID, term).match+maxBehind >= s.raft.LastIndex()
-			if x.Voter || !keepsUp || s.trans.of(x.ID, term).match == 0 {
-				delete(since, x.ID)
-				continue
-			}
-			if _, known := since[x.ID]; !known {
-				since[x.ID] = now
-			}
-			if now.Sub(since[x.ID]) < cfg.StabilizeTime || cfg.WantVoter != nil && !cfg.WantVoter(x.ID) {
-				continue
-			}
-			bounded, cancel := context.WithTimeout(ctx, cfg.Timing.rpcTimeout())
-			err := s.await(bounded, func() error {
-				return s.raft.AddVoter(raft.ServerID(x.ID), raft.ServerAddress(x.Address), 0, patience(bounded)).Error()
-			})
-			cancel()
-			if err != nil {
-				cfg.Log.Warn("cannot promote a manager yet", "id", x.ID, "error", err)
-			} else {
-				cfg.Log.Info("a manager has a vote now", "id", x.ID)
-			}
-			break // one at a time: the others may count on it now
+		if s.isLeader() && s.promote(ctx, term, since) {
+			again = time.After(max(s.r.cfg.StabilizeTime/10, time.Millisecond))
 		}
 	}
+}
+
+// promote promotes one non-voter, if one is due, and reports whether there are any.
+func (s *session) promote(ctx context.Context, term uint64, since map[string]time.Time) (any bool) {
+	cfg := &s.r.cfg
+	now := time.Now()
+	for _, x := range s.servers() {
+		any = any || !x.Voter
+		keepsUp := s.inContact(x.ID, term) && s.trans.of(x.ID, term).match+maxBehind >= s.raft.LastIndex()
+		if x.Voter || !keepsUp || s.trans.of(x.ID, term).match == 0 {
+			delete(since, x.ID)
+			continue
+		}
+		if _, known := since[x.ID]; !known {
+			since[x.ID] = now
+		}
+		if now.Sub(since[x.ID]) < cfg.StabilizeTime || cfg.WantVoter != nil && !cfg.WantVoter(x.ID) {
+			continue
+		}
+		bounded, cancel := context.WithTimeout(ctx, cfg.Timing.rpcTimeout())
+		err := s.await(bounded, func() error {
+			return s.raft.AddVoter(raft.ServerID(x.ID), raft.ServerAddress(x.Address), 0, patience(bounded)).Error()
+		})
+		cancel()
+		if err != nil {
+			cfg.Log.Warn("cannot promote a manager yet", "id", x.ID, "error", err)
+		} else {
+			cfg.Log.Info("a manager has a vote now", "id", x.ID)
+		}
+		return true // one at a time: the others may count on it now
+	}
+	return any
 }

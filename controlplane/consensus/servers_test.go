@@ -124,3 +124,23 @@ func TestCanLose(t *testing.T) {
 		}
 	})
 }
+
+// One that lost its vote for no reason gets it back, however long nobody looked at the servers.
+func TestDemotedByMistake(t *testing.T) {
+	skipInRealTime(t)
+	inTime(t, func(t *testing.T) {
+		c := newCluster(t, 3, nil)
+		c.start()
+		lead := c.awaitLeader()
+		time.Sleep(time.Minute)
+		for _, n := range c.nodes {
+			if n != lead {
+				if err := lead.raft.Demote(c.ctx(), n.id); err != nil {
+					t.Fatal(err)
+				}
+				break
+			}
+		}
+		c.awaitVoters(3)
+	})
+}

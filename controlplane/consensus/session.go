@@ -29,6 +29,7 @@ type session struct {
 	routines sync.WaitGroup
 
 	verifier verifier
+	beats    beats
 
 	callsMu sync.Mutex
 	calls   int           // pending
@@ -91,7 +92,7 @@ func (r *Raft) openStore() (*store, *snapshots, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	st := &store{path: path, broke: make(chan struct{}), epoch: time.Now(), watch: &diskWatch{limit: r.cfg.Disk.Limit, window: r.cfg.Disk.Window}, covered: sn.newest.Load}
+	st := &store{path: path, broke: make(chan struct{}), epoch: time.Now(), watch: &diskWatch{limit: r.cfg.Disk.Limit, window: r.cfg.Disk.Window, began: make(chan struct{}, 1)}, covered: sn.newest.Load}
 	for _, readOnly := range []bool{true, false} {
 		if readOnly && empty {
 			continue
@@ -139,10 +140,13 @@ func (r *Raft) openSession() (_ *session, err error) {
 	var ctx context.Context
 	ctx, s.end = context.WithCancel(context.Background())
 	s.verifier.init(s)
+	s.beats.init()
 	s.routines.Go(func() { s.observe(ctx) })
+	s.routines.Go(func() { s.beat(ctx) })
 	s.routines.Go(func() { s.autopilot(ctx) })
 	s.routines.Go(func() { s.watchDisk(ctx) })
 	s.routines.Go(func() { s.verifier.run(ctx) })
+	s.routines.Go(func() { s.tellCommits(ctx) })
 	return s, nil
 }
 
@@ -304,31 +308,4 @@ func patience(ctx context.Context) time.Duration {
 		return max(time.Until(d), time.Millisecond)
 	}
 	return time.Minute
-}
-
-// observe passes changes of leadership on to those who watch.
-func (s *session) observe(ctx context.Context) {
-	changes := make(chan raft.Observation, 1)
-	o := raft.NewObserver(changes, false, func(o *raft.Observation) bool {
-		switch o.Data.(type) {
-		case raft.LeaderObservation, raft.RaftState:
-			return true
-		}
-		return false
-	})
-	s.raft.RegisterObserver(o)
-	defer s.raft.DeregisterObserver(o)
-	// hashicorp/raft tells before it changes some of what it tells about, and drops what does not fit, so look again
-	// now and then.
-	again := time.NewTicker(max(s.r.cfg.Timing.Heartbeat/4, time.Millisecond))
-	defer again.Stop()
-	for {
-		s.r.tell()
-		select {
-		case <-changes:
-		case <-again.C:
-		case <-ctx.Done():
-			return
-		}
-	}
 }

@@ -174,6 +174,9 @@ func (s *store) write(what string, f func() error) error {
 	}
 	begin := time.Now()
 	s.started.Store(max(1, int64(begin.Sub(s.epoch))))
+	if s.watch != nil {
+		poke(s.watch.began)
+	}
 	err = s.guard(what, f)
 	s.started.Store(0)
 	if s.watch != nil {

@@ -1,6 +1,8 @@
 package consensus
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -16,6 +18,7 @@ type sessionStream struct {
 	timeout time.Duration // of one read inside of a message, and of one write
 	conns   chan net.Conn // that were accepted
 	closed  chan struct{}
+	dialled func() // called for each connection that was made
 
 	handlers sync.WaitGroup // goroutines of NetworkTransport, one an accepted connection; each closes its own in the end
 
@@ -24,6 +27,8 @@ type sessionStream struct {
 }
 
 var _ raft.StreamLayer = (*sessionStream)(nil)
+
+var errNoConnection = errors.New("no connection to the other manager")
 
 func newSessionStream(stream StreamLayer, addr string, timeout time.Duration) *sessionStream {
 	return &sessionStream{stream: stream, address: address(addr), timeout: timeout,
@@ -60,13 +65,14 @@ func (s *sessionStream) Accept() (net.Conn, error) {
 func (s *sessionStream) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	select {
 	case <-s.closed:
-		return nil, net.ErrClosed
+		return nil, fmt.Errorf("%w: %w", errNoConnection, net.ErrClosed)
 	default:
 	}
 	c, err := s.stream.Dial(to, timeout)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNoConnection, err)
 	}
+	s.dialled()
 	return s.track(c, c, false)
 }
 

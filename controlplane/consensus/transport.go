@@ -3,6 +3,7 @@ package consensus
 import (
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,8 +21,11 @@ type transport struct {
 	muted  atomic.Bool // no entries and no heartbeats go out, while the disk hangs
 	cut    atomic.Bool // the same, for good, because the session has failed
 
-	mu    sync.Mutex
-	peers map[raft.ServerID]progress
+	mu      sync.Mutex
+	peers   map[raft.ServerID]progress
+	telling map[string]bool // IDs of servers that are being told what is committed
+
+	news chan struct{} // capacity 1: there may be something to tell
 }
 
 var (
@@ -30,17 +34,21 @@ var (
 	_ raft.WithClose   = (*transport)(nil)
 )
 
+// poolSize is how many connections to each other manager stay open: for heartbeats, entries, reads and commits.
+const poolSize = 4
+
 // progress is what the leader of a term knows of a follower.
 type progress struct {
 	term    uint64
 	match   uint64    // the follower holds the log up to this index
+	told    uint64    // and knows that it is committed up to this one
 	contact time.Time // of the last answer that recognised the leader
 }
 
 func newTransport(s *sessionStream, timeout time.Duration, resolve func(string) (string, bool), log hclog.Logger) *transport {
 	c := &raft.NetworkTransportConfig{
 		Stream:  s,
-		MaxPool: 3,
+		MaxPool: poolSize,
 		// One message at a time: answers to pipelined ones would pass the transport by, and the log is short.
 		MaxRPCsInFlight:         1,
 		Timeout:                 timeout,
@@ -50,7 +58,12 @@ func newTransport(s *sessionStream, timeout time.Duration, resolve func(string) 
 	if resolve != nil {
 		c.ServerAddressProvider = resolver(resolve)
 	}
-	return &transport{NetworkTransport: raft.NewNetworkTransportWithConfig(c), stream: s, peers: map[raft.ServerID]progress{}}
+	t := &transport{
+		NetworkTransport: raft.NewNetworkTransportWithConfig(c), stream: s,
+		peers: map[raft.ServerID]progress{}, telling: map[string]bool{}, news: make(chan struct{}, 1),
+	}
+	s.dialled = t.forget
+	return t
 }
 
 type resolver func(string) (string, bool)
@@ -70,7 +83,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	if t.muted.Load() || t.cut.Load() {
 		return errMuted
 	}
-	if err := t.NetworkTransport.AppendEntries(id, to, q, a); err != nil {
+	if err := t.send(id, to, q, a); err != nil {
 		return err
 	}
 	if a.Term == q.Term {
@@ -78,9 +91,21 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 		if a.Success {
 			match = q.PrevLogEntry + uint64(len(q.Entries)) // 0 for a heartbeat
 		}
-		t.note(id, q.Term, match)
+		t.note(id, q.Term, match, min(match, q.LeaderCommitIndex))
 	}
 	return nil
+}
+
+// send sends a message. What has entries is sent again at once if it fails on a connection, and not for want of one: that may
+// have died unnoticed, as when the other process was restarted, and hashicorp/raft would wait for Timing.Commit.
+func (t *transport) send(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	for tries := 1; ; tries++ {
+		err := t.NetworkTransport.AppendEntries(id, to, q, a)
+		if err == nil || len(q.Entries) == 0 || tries > poolSize || errors.Is(err, errNoConnection) ||
+			errors.Is(err, os.ErrDeadlineExceeded) || t.muted.Load() || t.cut.Load() {
+			return err
+		}
+	}
 }
 
 // InstallSnapshot implements raft.Transport.
@@ -92,12 +117,13 @@ func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *
 		return err
 	}
 	if a.Success && a.Term == q.Term {
-		t.note(id, q.Term, q.LastLogIndex)
+		t.note(id, q.Term, q.LastLogIndex, q.LastLogIndex)
 	}
 	return nil
 }
 
-func (t *transport) note(id raft.ServerID, term, match uint64) {
+// note takes an answer into account.
+func (t *transport) note(id raft.ServerID, term, match, told uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.peers[id]
@@ -107,9 +133,12 @@ func (t *transport) note(id raft.ServerID, term, match uint64) {
 	if p.term < term {
 		p = progress{term: term}
 	}
-	p.match = max(p.match, match)
+	p.match, p.told = max(p.match, match), max(p.told, told)
 	p.contact = time.Now()
 	t.peers[id] = p
+	if p.told < p.match {
+		poke(t.news)
+	}
 }
 
 // of returns what is known of a follower in a term.
@@ -122,13 +151,18 @@ func (t *transport) of(id string, term uint64) progress {
 	return progress{}
 }
 
-// heartbeat asks a server whether it recognises this node as the leader of a term, which it must have been.
-func (t *transport) heartbeat(self, id, to string, term uint64) (bool, error) {
+// request returns what all messages of the leader of a term begin with.
+func (t *transport) request(self string, term uint64) *raft.AppendEntriesRequest {
 	me := t.EncodePeer(raft.ServerID(self), t.LocalAddr())
-	q := &raft.AppendEntriesRequest{
+	return &raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self), Addr: me},
 		Term:      term,
 	}
+}
+
+// heartbeat asks a server whether it recognises this node as the leader of a term, which it must have been.
+func (t *transport) heartbeat(self, id, to string, term uint64) (bool, error) {
+	q := t.request(self, term)
 	var a raft.AppendEntriesResponse
 	if err := t.AppendEntries(raft.ServerID(id), raft.ServerAddress(to), q, &a); err != nil {
 		return false, err

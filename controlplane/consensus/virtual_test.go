@@ -14,7 +14,7 @@ import (
 const virtualTime = true
 
 // tempo is what clusters in tests run with. In virtual time the machine is never too slow for it.
-var tempo = Timing{Heartbeat: 200 * time.Millisecond, Election: 200 * time.Millisecond, Lease: 100 * time.Millisecond, Commit: 20 * time.Millisecond}
+var tempo = Timing{Heartbeat: 200 * time.Millisecond, Election: 200 * time.Millisecond}
 
 func inTime(t *testing.T, f func(t *testing.T)) {
 	t.Helper()

@@ -7,8 +7,9 @@ import (
 )
 
 // leadership is what this node knows now.
-func (r *Raft) leadership() Leadership {
-	s := r.current()
+func (r *Raft) leadership() Leadership { return r.current().leadership() }
+
+func (s *session) leadership() Leadership {
 	if s == nil {
 		return Leadership{State: Stopped}
 	}
@@ -43,9 +44,9 @@ func (r *Raft) Leader() (id, address string) {
 // a slow reader. The channel is closed when ctx ends or Stop was called.
 func (r *Raft) Watch(ctx context.Context) <-chan Leadership {
 	c := make(chan Leadership, 1)
-	c <- r.leadership()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	c <- r.session.leadership()
 	if r.watchers == nil {
 		close(c)
 		return c
@@ -64,9 +65,9 @@ func (r *Raft) Watch(ctx context.Context) <-chan Leadership {
 
 // tell passes on what is known now, if it has changed.
 func (r *Raft) tell() {
-	now := r.leadership()
-	r.mu.Lock()
+	r.mu.Lock() // before the look, so that of two at the same time the later one has the last word
 	defer r.mu.Unlock()
+	now := r.session.leadership()
 	if now == r.told {
 		return
 	}

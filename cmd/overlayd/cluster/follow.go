@@ -67,6 +67,7 @@ type Follower struct {
 	networks map[string]*network
 	at       map[string]*network    // by ID of the endpoint
 	attached map[string]*attachment // by ID of the endpoint
+	known    chan struct{}          // capacity 1: what the managers know of this node may have changed
 }
 
 // network is one of the cluster's.
@@ -89,6 +90,7 @@ func NewFollower(cp *controlplane.Node, u Underlay, file string, log *slog.Logge
 	f := &Follower{
 		cp: cp, underlay: u, file: file, log: log, reached: newReached(),
 		nodes: map[string]*statev1.Node{}, networks: map[string]*network{}, at: map[string]*network{},
+		known: make(chan struct{}, 1),
 	}
 	f.caught = sync.NewCond(&f.mu)
 	var err error
@@ -174,6 +176,7 @@ func (f *Follower) take(u controlplane.Update) {
 	}
 	f.forgetNodes()
 	f.caught.Broadcast()
+	f.tellReaddressed(u)
 }
 
 // note takes one delta into what this follower knows, and marks the networks that it concerns.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -9,11 +10,13 @@ import (
 
 	"github.com/overlayd/overlayd/controlplane"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
+	"github.com/overlayd/overlayd/vtep/link"
 )
 
 const (
-	// lookEvery is how often the addresses of the host are looked at. What is found twice in a row is believed: while an
-	// interface changes, there may be none for a moment.
+	// lookEvery is the least time between two looks at the addresses of the host, and the time after which it is looked again
+	// while they are not what the managers know. What is found twice in a row is believed: while an interface changes, there
+	// may be none for a moment.
 	lookEvery = 2 * time.Second
 	// proposeTime bounds how long the managers are asked at a time to take other addresses.
 	proposeTime = 5 * time.Second
@@ -43,47 +46,69 @@ func NewAddresses(cp Membership, f *Follower, h Host, log *slog.Logger) *Address
 	return &Addresses{cp: cp, follow: f, host: h, log: log, had: map[netip.Addr]bool{}}
 }
 
-// Run looks at the addresses of the host until ctx ends.
+// Run looks at the addresses of the host when they, or what the managers know of them, may have changed, until ctx ends.
 func (a *Addresses) Run(ctx context.Context) error {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
+	changes, err := link.Watch(ctx, a.log)
+	if err != nil {
+		return fmt.Errorf("follow the addresses of this host: %w", err)
+	}
+	a.run(ctx, changes)
+	return nil
+}
+
+// run is Run with what tells that something of the host changed. It ends when ctx does, or changes is closed.
+func (a *Addresses) run(ctx context.Context, changes <-chan struct{}) {
+	var last time.Time // it was looked
+	due := time.After(0)
 	for {
 		select {
-		case <-tick.C:
-			a.look(ctx)
+		case _, more := <-changes:
+			if !more {
+				return
+			}
+		case <-a.follow.known:
+		case <-due:
+			last, due = time.Now(), nil
+			if a.look(ctx) {
+				due = time.After(lookEvery)
+			}
+			continue
 		case <-ctx.Done():
-			return nil
+			return
+		}
+		if due == nil {
+			due = time.After(time.Until(last.Add(lookEvery)))
 		}
 	}
 }
 
-// look compares once.
-func (a *Addresses) look(ctx context.Context) {
+// look compares once. It reports whether it has to be looked again although nothing changes.
+func (a *Addresses) look(ctx context.Context) (again bool) {
 	id, now := a.follow.own()
 	if id == "" {
 		a.found, a.failed = nil, ""
 		clear(a.had)
-		return
+		return false
 	}
 	choice := a.cp.Choice()
 	a.tellLost(choice, now)
 	if !choice.Derived {
-		return
+		return false
 	}
 	next, err := renewed(a.host, choice, now)
 	if err != nil {
 		a.log.Debug("this host has no address to be known by at the moment", "error", err)
 		a.found = nil
-		return
+		return true
 	}
 	twice := slices.Equal(next, a.found)
 	if a.found = next; slices.Equal(next, now) {
 		a.follow.settled()
 		a.failed = ""
-		return
+		return false
 	}
 	if !twice {
-		return
+		return true
 	}
 	a.tell(a.follow.move(next), "cannot put the end of the VTEP at the new addresses of this host", next)
 	ctx, cancel := context.WithTimeout(ctx, proposeTime)
@@ -95,11 +120,12 @@ func (a *Addresses) look(ctx context.Context) {
 	_, err = a.cp.Propose(ctx, &statev1.Command{Kind: &statev1.Command_UpdateNode{UpdateNode: u}})
 	if err == nil {
 		a.log.Info("the addresses of this host changed, and the cluster knows it", "before", now, "addresses", next)
-		return
+		return true
 	}
 	if ctx.Err() == nil || a.failed == "" {
 		a.tell(err, "the addresses of this host changed, and no manager could be told yet", next)
 	}
+	return true
 }
 
 // tell logs why something fails, once as long as it stays the same.
@@ -126,6 +152,18 @@ func (a *Addresses) tellLost(c controlplane.Choice, now []netip.Addr) {
 			a.log.Warn("an address under which the cluster knows this node was stated by --advertise, and no interface of this host has it any more: give it back, or run `overlayctl leave` and join again with another --advertise, or with none to have it follow the host",
 				"address", x)
 		}
+	}
+}
+
+// tellReaddressed has Addresses look again, if an update may have changed what the managers know of this node.
+func (f *Follower) tellReaddressed(u controlplane.Update) {
+	self, _ := f.cp.Self()
+	if !u.Reset && !slices.ContainsFunc(u.Deltas, func(d *statev1.Delta) bool { return d.Node.GetId() == self || d.RemovedNode == self }) {
+		return
+	}
+	select {
+	case f.known <- struct{}{}:
+	default:
 	}
 }
 

@@ -6,7 +6,9 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/overlayd/overlayd/controlplane"
 	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
@@ -193,6 +195,88 @@ func TestRenewed(t *testing.T) {
 		got, err := renewed(c.host, c.choice, list(c.now))
 		if (err != nil) != (c.want == "") || !slices.Equal(got, list(c.want)) {
 			t.Errorf("%s: %v, %v; want %q", name, got, err, c.want)
+		}
+	}
+}
+
+// slowHost is a host that changes while somebody looks.
+type slowHost struct {
+	mu sync.Mutex
+	*routed
+}
+
+func (h *slowHost) HasAddress(a netip.Addr) (string, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.routed.HasAddress(a)
+}
+
+func (h *slowHost) SourceTo(to netip.Addr) (netip.Addr, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.routed.SourceTo(to)
+}
+
+func (h *slowHost) now(address string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.has, h.routes = []string{address}, map[string]string{"0.0.0.0/0": address}
+}
+
+// telling is a Membership that says what is proposed.
+type telling struct {
+	fakeMember
+	told chan []string
+}
+
+func (m *telling) Propose(_ context.Context, c *statev1.Command) (*statev1.Result, error) {
+	m.told <- c.GetUpdateNode().GetAddresses()
+	return &statev1.Result{}, nil
+}
+
+// The addresses are looked at when the kernel says that something changed, or the managers know others, until both agree; and
+// not otherwise.
+func TestAddressesAreLookedAtAfterChanges(t *testing.T) {
+	r := newReaddressed(t, "192.0.2.10", "", true)
+	h, m := &slowHost{routed: r.h}, &telling{told: make(chan []string)}
+	m.choice = r.m.choice
+	a := NewAddresses(m, r.Follower, h, slog.New(slog.DiscardHandler))
+	changes, ended := make(chan struct{}), make(chan struct{})
+	go func() { defer close(ended); a.run(t.Context(), changes) }()
+	proposes := func(want string) {
+		t.Helper()
+		select {
+		case got := <-m.told:
+			if !slices.Equal(got, []string{want}) {
+				t.Errorf("proposed %v, want %s", got, want)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("%s was not proposed", want)
+		}
+	}
+	changes <- struct{}{}
+	h.now("192.0.2.77")
+	changes <- struct{}{}
+	proposes("192.0.2.77")
+	proposes("192.0.2.77") // the managers do not know it yet
+	r.tell(false, node(r.self, "192.0.2.77"))
+	for agreed := false; !agreed; time.Sleep(10 * time.Millisecond) {
+		select {
+		case <-m.told: // that was under way
+		default:
+		}
+		r.mu.Lock()
+		agreed = r.here == nil
+		r.mu.Unlock()
+	}
+	r.tell(false, node(r.self, "192.0.2.10")) // somebody else changed it
+	proposes("192.0.2.77")
+	close(changes)
+	for {
+		select {
+		case <-m.told: // that was under way
+		case <-ended:
+			return
 		}
 	}
 }
