@@ -67,6 +67,7 @@ func (v *VTEP) addNetwork(c Network, at string) (err error) {
 		return errors.Join(err, v.withdraw(n), v.discard(n))
 	}
 	v.tellStart(n)
+	v.stir(n)
 	return nil
 }
 
@@ -98,6 +99,7 @@ func (v *VTEP) list(n *network) {
 
 // withdraw takes n away from the workers and the listings. When it returns, nobody uses its TAP any more.
 func (v *VTEP) withdraw(n *network) error {
+	n.unwatch()
 	v.tables.RemoveNetwork(n.fwd.VNI)
 	err := v.onWorkers(func(w *worker) error { return w.leave(n) })
 	networks := slices.DeleteFunc(slices.Clone(v.networks), func(o *network) bool { return o == n })
@@ -109,6 +111,8 @@ func (v *VTEP) withdraw(n *network) error {
 	for _, p := range n.peers {
 		delete(v.told, fixedTopic(n.cfg.Name, p))
 	}
+	delete(v.told, hookTopic(n))
+	delete(v.told, watchTopic(n))
 	v.feed()
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/vtep/link"
@@ -39,10 +40,10 @@ func TestNetworksHeal(t *testing.T) {
 		{"entries of a station elsewhere", spoil(remote, ""), true},
 		{"entries of a station here", spoil(own, ""), false},
 		{"strays", spoil(&addr.Mapping{}, "stray"), false},
-		{"TAP down", change("tap0", netlink.LinkSetDown), false},
+		{"TAP down", change("tap0", netlink.LinkSetDown), true},
 		{"TAP out of the bridge", change("tap0", netlink.LinkSetNoMaster), false},
 		{"MTU of the TAP", change("tap0", func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1000) }), false},
-		{"TAP deleted", change("tap0", netlink.LinkDel), false},
+		{"TAP deleted", change("tap0", netlink.LinkDel), true},
 		{"bridge down", change("br0", netlink.LinkSetDown), false},
 		{"bridge deleted", change("br0", netlink.LinkDel), false},
 		{"MAC of the bridge", change("br0", func(l netlink.Link) error {
@@ -50,10 +51,16 @@ func TestNetworksHeal(t *testing.T) {
 		}), false},
 		{"gateway", change("br0", func(l netlink.Link) error {
 			return netlink.AddrDel(l, &netlink.Addr{IPNet: netlink.NewIPNet(gateway4.AsSlice())})
+		}), true},
+		{"station of the bridge", change(port, func(l netlink.Link) error {
+			mac := endpoint(0, "").MAC
+			return netlink.NeighDel(&netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, HardwareAddr: mac[:], Flags: netlink.NTF_MASTER})
 		}), false},
 		{"port down", change(port, netlink.LinkSetDown), false},
 		{"port out of the bridge", change(port, netlink.LinkSetNoMaster), false},
-		{"name of the sandbox", func() { linktest.Delete(h.network().Sandbox) }, false},
+		{"relay", func() { c.enter(t, 0); linktest.Must(t, netlink.LinkDel(linktest.Device(t, relay))) }, false},
+		{"end of the relay on the host down", func() { c.enter(t, 0); linktest.Must(t, link.SetDown(relay)) }, true},
+		{"name of the sandbox", func() { linktest.Delete(h.network().Sandbox) }, true},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			before := h.network().Healed
@@ -83,6 +90,56 @@ func TestNetworksHeal(t *testing.T) {
 	}
 	h.tell("stop")
 	conserved(t, "blue", h.network().Counters)
+}
+
+// A container that vanishes is noticed by itself, and so is that it is back.
+func TestVanishedContainers(t *testing.T) {
+	c := newCluster(t)
+	h := c.hosts[0]
+	problem := func() string {
+		all := h.must(request{Op: "attachments", Name: "blue"}).Attached
+		if len(all) != 1 {
+			t.Fatalf("attached are %+v", all)
+		}
+		return all[0].Problem
+	}
+	for range 2 {
+		linktest.Delete(c.containers[0])
+		linktest.Await(t, "word of the container that is gone", func() bool { return problem() == interfaceGone })
+		c.containers[0] = linktest.Named(t, "again")
+		a := endpoint(0, c.containers[0])
+		h.must(request{Op: "attach", Name: "blue", Attach: &a})
+		if p := problem(); p != "" {
+			t.Errorf("a container that is back has the problem %q", p)
+		}
+		reaches(t, c.containers[0], inside4(1), 56)
+	}
+}
+
+// Where nothing changes, nobody looks into the sandbox, and the tables are compared all the same.
+func TestIdleSandboxesAreLeftAlone(t *testing.T) {
+	c := newCluster(t)
+	h := c.hosts[0]
+	reaches(t, c.containers[0], inside4(1), 56)
+	next := func() int { return h.must(request{Op: "next look", Name: "blue"}).Number }
+	const rest = reconcileMost + time.Second // the time for one look more if it went by the clock
+	last, since := next(), time.Now()
+	for end := since.Add(3 * linktest.Patience); time.Since(since) < rest; time.Sleep(20 * time.Millisecond) {
+		if now := next(); now != last {
+			last, since = now, time.Now()
+		}
+		if time.Now().After(end) {
+			t.Fatal("the sandbox is looked into again and again")
+		}
+	}
+	before := h.network().Healed
+	h.must(request{Op: "spoil", Name: "blue", Mapping: mapping(1, 1)})
+	linktest.Await(t, "healing of the tables", func() bool { return h.network().Healed > before })
+	if next() != last {
+		t.Error("the sandbox was looked into because of the tables")
+	}
+	c.inSandbox(t, 0, func() { linktest.Must(t, link.SetDown("tap0")) })
+	linktest.Await(t, "a look", func() bool { return next() != last })
 }
 
 // A station that was stated to be elsewhere leaves nothing of itself where it was.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/vtep/fastpath"
+	"github.com/overlayd/overlayd/vtep/link"
 	"github.com/overlayd/overlayd/vtep/underlay"
 )
 
@@ -19,12 +20,12 @@ func (v *VTEP) hookTAP(n *network, to *port) {
 		return
 	}
 	to.outlet = p.table.NewOutlet()
-	v.attachTAP(n, to)
+	v.attachTAP(n, to, time.Now())
 }
 
-// attachTAP is hookTAP for a TAP that has a number.
-func (v *VTEP) attachTAP(n *network, to *port) {
-	p := v.pairs
+// attachTAP is hookTAP for a TAP that has a number. It reports whether the programs are attached; if not, reconcile tries again.
+func (v *VTEP) attachTAP(n *network, to *port, now time.Time) bool {
+	p, topic := v.pairs, hookTopic(n)
 	hooks, target, err := p.hooks(n, to.outlet)
 	if err != nil {
 		for _, h := range hooks {
@@ -33,14 +34,31 @@ func (v *VTEP) attachTAP(n *network, to *port) {
 		if n.sandbox != nil {
 			err = errors.Join(err, n.sandbox.CloseRelay())
 		}
-		v.log.Warn("the kernel forwards nothing of this network by itself, so that it will be slower", "network", n.cfg.Name, "error", err)
-		return
+		to.again.failed(now)
+		if v.tell(topic, "without") { // whatever the reason is the next time
+			v.log.Warn("the kernel forwards nothing of this network by itself, so that it is slower; trying on", "network", n.cfg.Name, "error", err)
+		}
+		return false
+	}
+	to.again = backoff{}
+	if v.told[topic] != "" {
+		delete(v.told, topic)
+		v.log.Info("the kernel forwards packets of this network by itself now", "network", n.cfg.Name)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	to.hooks, to.target = hooks, target
 	p.outlets[to.outlet] = n
+	return true
 }
+
+// toBeHooked reports whether it is time to attach the programs that could not be attached.
+func (v *VTEP) toBeHooked(n *network, now time.Time) bool {
+	to := n.port.Load()
+	return v.pairs != nil && to != nil && to.again.due(now)
+}
+
+func hookTopic(n *network) string { return "fast path of " + n.cfg.Name }
 
 // hooks attaches the programs of a TAP. After an error, it returns those that are attached.
 func (p *pairs) hooks(n *network, outlet uint32) (hooks []*fastpath.Hook, target fastpath.Target, err error) {
@@ -95,21 +113,18 @@ func (v *VTEP) unhookTAP(n *network, from *port) error {
 	return errors.Join(errs...)
 }
 
-// healRelay makes the relay of a sandbox anew if somebody has removed it or set it down, and reports whether it had to.
+// healRelay makes the relay of a sandbox anew if somebody has removed it or set it down, and reports whether it did.
 // v.change is held.
-func (v *VTEP) healRelay(n *network) (bool, error) {
+func (v *VTEP) healRelay(n *network, now time.Time) (bool, error) {
 	to := n.port.Load()
 	if v.pairs == nil || to == nil || len(to.hooks) == 0 {
 		return false, nil
 	}
-	// Where the other end is down, this one is not running.
-	const works = net.FlagUp | net.FlagRunning
-	if i, err := net.InterfaceByIndex(to.target.Device); err == nil && i.Flags&works == works {
+	if link.Connects(to.target.Device) {
 		return false, nil
 	}
 	err := v.unhookTAP(n, to)
-	v.attachTAP(n, to)
-	return true, err
+	return v.attachTAP(n, to, now), err
 }
 
 // hookUnderlay attaches programs to the devices by which VTEPs are reached, and states our addresses. v.change is held.
@@ -131,6 +146,7 @@ func (v *VTEP) hookUnderlay() {
 	if err := p.table.SetLocals(locals); err != nil {
 		v.log.Warn("the kernel may unwrap nothing by itself for a new underlay address", "error", err)
 	}
+	var failed bool
 	for index := range want {
 		if old := p.inlets[index]; old != nil {
 			if old.Attached() {
@@ -141,14 +157,25 @@ func (v *VTEP) hookUnderlay() {
 				v.log.Warn("letting go of a BPF program whose device is gone", "device", index, "error", err)
 			}
 		}
+		topic := fmt.Sprint("fast path by device ", index)
 		h, err := p.table.AttachUnderlay(index)
 		if err != nil {
-			if v.tell(fmt.Sprint("fast path ", index), err.Error()) {
-				v.log.Warn("what comes in by this device passes userspace, which is slower", "device", index, "error", err)
+			failed = true
+			if v.tell(topic, "without") {
+				v.log.Warn("what comes in by this device passes userspace, which is slower; trying on", "device", index, "error", err)
 			}
 			continue
 		}
+		if v.told[topic] != "" {
+			delete(v.told, topic)
+			v.log.Info("the kernel takes what comes in by this device by itself now", "device", index)
+		}
 		p.inlets[index] = h
+	}
+	if failed {
+		v.inletsAgain.failed(time.Now())
+	} else {
+		v.inletsAgain = backoff{}
 	}
 	for index, h := range p.inlets {
 		if !want[index] {
@@ -159,6 +186,15 @@ func (v *VTEP) hookUnderlay() {
 		}
 	}
 	p.change()
+}
+
+// rehookUnderlay tries again to attach the programs that could not be attached to underlay devices, if it is time.
+func (v *VTEP) rehookUnderlay(now time.Time) {
+	v.change.Lock()
+	defer v.change.Unlock()
+	if v.inletsAgain.due(now) {
+		v.hookUnderlay()
+	}
 }
 
 // directWays returns how packets leave that the kernel sends to each VTEP, nil for those to which it may not. It is

@@ -190,6 +190,10 @@ func (s *served) do(q *request, a *response) (err error) {
 		err = s.v.SetProbeKeys(q.Keys, q.Node.Address)
 	case "reconcile":
 		a.Number, err = s.v.Reconcile()
+	case "next look":
+		a.Number, err = s.timeOf(q, func(n *network) int64 { return n.attention.due.UnixMilli() })
+	case "hook wait":
+		a.Number, err = s.timeOf(q, func(n *network) int64 { return n.port.Load().again.wait.Milliseconds() })
 	case "spoil":
 		err = s.spoil(q)
 	case "churn":
@@ -225,6 +229,18 @@ func (s *served) spoil(q *request) error {
 		n.fwd.Neighbors.Set(netip.MustParseAddr("10.42.0.99"), addr.MAC{2, 0xba})
 	}
 	return nil
+}
+
+// timeOf returns a time, in milliseconds, that a network keeps to: when its sandbox will be looked into though nothing changes
+// there, or how long it waits until it tries again to attach programs.
+func (s *served) timeOf(q *request, what func(n *network) int64) (int, error) {
+	n, err := s.v.named(q.Name)
+	if err != nil {
+		return 0, err
+	}
+	s.v.change.Lock()
+	defer s.v.change.Unlock()
+	return int(what(n)), nil
 }
 
 // churn changes everything about networks of its own from several goroutines at once.

@@ -47,6 +47,7 @@ type port struct {
 	hooks  []*fastpath.Hook
 	outlet uint32 // number of the TAP for package fastpath
 	target fastpath.Target
+	again  backoff // when hooks that could not be attached are tried again; guarded by VTEP.change
 }
 
 // network is one VNI of this host: its TAP and its forwarding state.
@@ -65,6 +66,8 @@ type network struct {
 	sandbox *link.Sandbox // nil: the TAP is an interface of the host
 	adopted bool          // the sandbox was there before
 	guarded guarded
+
+	attention attention
 
 	// As v.networks: guarded by VTEP.mu, and written with VTEP.change held.
 	peers    []netip.Addr

@@ -171,7 +171,16 @@ func TestUnderlayAddressFollowsTheHost(t *testing.T) {
 					linktest.Await(t, "endpoint at "+a.String(), func() bool {
 						return slices.Equal(h.tell("status").Status.Addresses, []netip.Addr{a})
 					})
-					linktest.Await(t, "descriptors as before", func() bool { return h.tell("descriptors").Text == before })
+					now := ""
+					t.Cleanup(func() {
+						if t.Failed() {
+							t.Logf("descriptors %s, before %s", now, before)
+						}
+					})
+					linktest.Await(t, "descriptors as before", func() bool {
+						now = h.tell("descriptors").Text
+						return now == before
+					})
 					linktest.Await(t, "peer reached from it", func() bool { return h.tell("peers").Peers[0].Local == a })
 					p.exchange(t, overlay, 1000)
 					p.enter(t, 0)

@@ -85,10 +85,13 @@ type VTEP struct {
 	remotes   []remote                      // indexed by VTEPID
 	told      map[string]string             // what the log has been told last, by topic
 
+	inletsAgain backoff // when programs that could not be attached to underlay devices are tried again
+
 	prober   *pathmtu.Prober // nil: path probes are off
 	findings findings
 
 	announcements announcements
+	stirred       chan struct{} // holds one while a network is to be looked at
 
 	// sendMu is held for reading while a batch is being sent, and for writing to replace what is below.
 	sendMu    sync.RWMutex
@@ -141,6 +144,7 @@ func New(cfg Config) (*VTEP, error) {
 		told:     map[string]string{},
 
 		announcements: announcements{came: make(chan struct{}, 1)},
+		stirred:       make(chan struct{}, 1),
 	}
 	if err := v.open(); err != nil {
 		return nil, errors.Join(err, v.abandon())

@@ -11,7 +11,8 @@
 // for the methods of Namespace and Sandbox, which act in theirs; OpenRelay acts in both, and Watch goes on in the one in
 // which it was called. All are safe for concurrent use.
 //
-// Watch starts one goroutine, "link watch", which ends with its context. What happens in another namespace, or on a
+// Watch starts one goroutine, "link watch", which ends with its context. Sandbox.Watch starts two, "sandbox watch", one where the
+// kernel has no nftables; Watching.Close ends and joins them. What happens in another namespace, or on a
 // thread that is spent by it, is done by a goroutine that the caller waits for. Nothing else starts any.
 //
 // The package imports dataplane/addr and dataplane/mtu of this module, and neither vtep nor controlplane.

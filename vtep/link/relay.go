@@ -73,6 +73,14 @@ func (s *Sandbox) CloseRelay() error {
 	})
 }
 
+// Connects reports whether the end of a relay with this index is there and up, and the other one too: a veth has a carrier only
+// then.
+func Connects(index int) bool {
+	const works = unix.IFF_UP | unix.IFF_LOWER_UP
+	l, err := netlink.LinkByIndex(index)
+	return err == nil && l.Attrs().RawFlags&works == works
+}
+
 // removeLeftRelay removes a relay of that name whose sandbox is not ours any more: somebody took its name away, and a
 // process in it, or the kernel that is about to remove it, keeps it.
 func removeLeftRelay(name, alias string) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -157,8 +158,21 @@ func newSandbox(name string, vni addr.VNI, host uint64) (*Sandbox, error) {
 // Name returns the name of the sandbox in /run/netns.
 func (s *Sandbox) Name() string { return s.name }
 
+// Named reports whether the sandbox is seen under its name. It costs next to nothing. False may be wrong where names last in
+// another mount namespace than ours: Rename finds out.
+func (s *Sandbox) Named() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var there, here unix.Stat_t
+	return unix.Stat(filepath.Join(namespaceDir, s.name), &there) == nil && unix.Fstat(s.fd, &here) == nil &&
+		there.Dev == here.Dev && there.Ino == here.Ino
+}
+
 // Rename gives the sandbox its name back if somebody has taken that away, and reports whether it had to.
 func (s *Sandbox) Rename() (bool, error) {
+	if s.Named() {
+		return false, nil
+	}
 	if n, err := openNamed(s.name); err == nil {
 		defer n.Close()
 		if n.ID() == s.ID() {

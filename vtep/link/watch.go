@@ -25,7 +25,7 @@ const pollInterval = 5 * time.Second
 // The channel is closed after ctx ends. Should listening fail for good, which it is not known to do, this is
 // logged once and the channel wakes every five seconds instead.
 func Watch(ctx context.Context, log *slog.Logger) (<-chan struct{}, error) {
-	f, err := subscribe()
+	f, err := subscribe(unix.NETLINK_ROUTE, groups)
 	if err != nil {
 		return nil, fmt.Errorf("watch devices, addresses and routes: %w", err)
 	}
@@ -35,25 +35,26 @@ func Watch(ctx context.Context, log *slog.Logger) (<-chan struct{}, error) {
 		defer close(wake)
 		defer stop()
 		defer f.Close()
-		watch(ctx, f, wake, pollInterval, log)
+		watch(ctx, f, func([]byte) bool { return true }, func() {
+			select {
+			case wake <- struct{}{}:
+			default: // the reader has one to take, and will look after it took it
+			}
+		}, pollInterval, log)
 	}()
 	return wake, nil
 }
 
-// watch is the goroutine of Watch.
-func watch(ctx context.Context, r io.Reader, wake chan<- struct{}, poll time.Duration, log *slog.Logger) {
-	tell := func() {
-		select {
-		case wake <- struct{}{}:
-		default: // the reader has one to take, and will look after it took it
-		}
-	}
-	buf := make([]byte, 512) // what a message says is not looked at; the kernel cuts off what does not fit
+// watch calls tell for each message of r that matters, and when some may have been missed, until ctx ends and r is closed.
+func watch(ctx context.Context, r io.Reader, matters func(message []byte) bool, tell func(), poll time.Duration, log *slog.Logger) {
+	buf := make([]byte, 512) // the kernel cuts off what does not fit; of a message no more than its beginning is looked at
 	for ctx.Err() == nil {
-		_, err := r.Read(buf)
+		n, err := r.Read(buf)
 		switch {
 		case err == nil:
-			tell()
+			if matters(buf[:n]) {
+				tell()
+			}
 		case errors.Is(err, unix.ENOBUFS):
 			// The subscription outlives the overrun: the messages lost are those until the socket has room
 			// again, and it has now.
@@ -85,10 +86,10 @@ const groups = 1<<(unix.RTNLGRP_LINK-1) |
 	1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1) |
 	1<<(unix.RTNLGRP_IPV4_RULE-1) | 1<<(unix.RTNLGRP_IPV6_RULE-1)
 
-// subscribe opens a netlink socket that gets all messages of the groups. It is a file of the runtime's poller,
-// so that closing it ends a read.
-func subscribe() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+// subscribe opens a netlink socket of a protocol that gets all messages of the groups, a bit for each. It is a file of the
+// runtime's poller, so that closing it ends a read.
+func subscribe(protocol int, groups uint32) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return nil, os.NewSyscallError("socket(AF_NETLINK)", err)
 	}
@@ -96,5 +97,5 @@ func subscribe() (*os.File, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind(AF_NETLINK)", err)
 	}
-	return os.NewFile(uintptr(fd), "rtnetlink"), nil
+	return os.NewFile(uintptr(fd), "netlink"), nil
 }

@@ -47,6 +47,18 @@ func quiet(wake <-chan struct{}) {
 	}
 }
 
+// all and poke are what Watch gives to watch.
+func all([]byte) bool { return true }
+
+func poke(wake chan<- struct{}) func() {
+	return func() {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
 func awaitEnd(t *testing.T, wake <-chan struct{}) {
 	t.Helper()
 	end := time.After(patience)
@@ -122,7 +134,7 @@ func TestWatch(t *testing.T) {
 // When more happens than the socket holds, the reader is woken, and again by the next change.
 func TestWatchOverrun(t *testing.T) {
 	linktest.Enter(t)
-	f, err := subscribe()
+	f, err := subscribe(unix.NETLINK_ROUTE, groups)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +162,7 @@ func TestWatchOverrun(t *testing.T) {
 	wake := make(chan struct{}, 1)
 	go func() {
 		defer close(wake)
-		watch(ctx, f, wake, time.Hour, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		watch(ctx, f, all, poke(wake), time.Hour, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	}()
 	awaitWake(t, wake, "overrun")
 	quiet(wake)
@@ -188,7 +200,7 @@ func TestWatchFallsBackToPolling(t *testing.T) {
 	go func() {
 		defer close(wake)
 		r := &failing{errs: []error{unix.EINTR, unix.ENOBUFS}, last: io.ErrUnexpectedEOF}
-		watch(ctx, r, wake, time.Millisecond, slog.New(slog.NewTextHandler(&log, nil)))
+		watch(ctx, r, all, poke(wake), time.Millisecond, slog.New(slog.NewTextHandler(&log, nil)))
 	}()
 	for range 5 {
 		awaitWake(t, wake, "polling")

@@ -168,7 +168,10 @@ func (e *engine) setTraffic(now time.Time, p *peer, count uint64) {
 // poll does what is to be done now, and returns when it is to be called again.
 func (e *engine) poll(now time.Time) time.Time {
 	e.expire(now)
-	next := e.nextTraffic
+	next := now.Add(time.Hour)
+	if len(e.order)+len(e.oldest) > 0 {
+		next = e.nextTraffic
+	}
 	for _, p := range e.order {
 		if !now.Before(p.next) {
 			e.pollPeer(now, p)

@@ -274,3 +274,35 @@ func TestHeavyLoss(t *testing.T) {
 		}
 	}
 }
+
+// One without peers does not wake, but for what is still under way to those that it had.
+func TestSleepsWithoutPeers(t *testing.T) {
+	w, x, y, _, _ := two(t, 1, 1500, addrA, addrB, path{mtu: 1500, delay: 10 * ms})
+	alone := w.host(1500, floatA)
+	sleeps := func(h *host) time.Duration {
+		now, next := h.prober.turn()
+		return next.Sub(now)
+	}
+	if d := sleeps(alone); d < time.Hour {
+		t.Errorf("without a peer it wakes after %v", d)
+	}
+	exactly(t, w, x, y, addrA, addrB, 1500, 3*time.Second)
+	if d := sleeps(x); d > trafficInterval {
+		t.Errorf("with a peer it wakes after %v", d)
+	}
+	w.paths[pair{addrA, addrB}].cut = true
+	x.stream[addrB] = true
+	w.run(5 * time.Second)
+	x.setPeers()
+	lost := x.prober.Counters().ProbesLost
+	w.run(2 * outstandingFor)
+	if d := sleeps(x); d < time.Hour {
+		t.Errorf("without a peer any more it wakes after %v", d)
+	}
+	if x.prober.Counters().ProbesLost == lost {
+		t.Error("probes that were under way are not counted as lost")
+	}
+	x.setPeers(peerAt(addrB))
+	w.paths[pair{addrA, addrB}].cut = false
+	exactly(t, w, x, y, addrA, addrB, 1500, 3*time.Second)
+}
