@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -11,6 +12,7 @@ import (
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/gro"
+	"github.com/overlayd/overlayd/dataplane/gso"
 	"github.com/overlayd/overlayd/vtep/fastpath"
 	"github.com/overlayd/overlayd/vtep/poll"
 	"github.com/overlayd/overlayd/vtep/tap"
@@ -27,7 +29,7 @@ type source interface {
 	turn() error
 }
 
-// worker reads its share of all descriptors, one batch of each that is ready in turn, so that none starves
+// worker reads its part of all descriptors, one batch of each that is ready in turn, so that none starves
 // another, and writes and sends what comes of it. Why both directions share one worker:
 // docs/adr/0002-workers-wait-in-epoll.md.
 type worker struct {
@@ -36,9 +38,11 @@ type worker struct {
 	set      *poll.Set
 	sources  map[int]source // by descriptor
 	networks map[*forward.Network]*network
+	shares   []*share // of the networks that had frames in this round
 	frames   []frame.Frame
 	buffers  []forward.Received
 	sender   *underlay.Sender
+	arena    *gso.Arena    // for the headers of the batch in hand
 	done     chan struct{} // closed when run returns
 
 	mu      sync.Mutex
@@ -58,6 +62,7 @@ func newWorker(v *VTEP, index int) (*worker, error) {
 		frames:   make([]frame.Frame, batchSize),
 		buffers:  make([]forward.Received, batchSize),
 		sender:   underlay.NewSender(),
+		arena:    forward.NewArena(),
 		done:     make(chan struct{}),
 	}, nil
 }
@@ -110,15 +115,67 @@ func (w *worker) run() error {
 				return nil
 			}
 		}
-		for _, fd := range ready {
-			// What was pending may have removed it.
-			if s := w.sources[fd]; s != nil {
-				if err := s.turn(); err != nil {
-					return err
-				}
-			}
+		if err := w.round(ready); err != nil {
+			return err
 		}
 	}
+}
+
+// round gives all that is ready a turn, and then the networks of which fewer queues had frames than of another as many turns as
+// that one: what a network gets is not to depend on over how many queues its flows are spread.
+func (w *worker) round(ready []int) error {
+	w.shares = w.shares[:0]
+	most := 0
+	for _, fd := range ready {
+		s := w.sources[fd]
+		if s == nil { // what was pending has removed it
+			continue
+		}
+		if err := s.turn(); err != nil {
+			return err
+		}
+		if o, ok := s.(*outlet); ok {
+			most = max(most, w.note(o))
+		}
+	}
+	for _, s := range w.shares {
+		if err := s.makeUp(most); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// note takes o down as one that had frames, and returns how many queues of its network had.
+func (w *worker) note(o *outlet) int {
+	s := o.share
+	if len(s.busy) == 0 {
+		w.shares = append(w.shares, s)
+	}
+	s.busy = append(s.busy, o)
+	return len(s.busy)
+}
+
+// share is what a worker reads of one network. It belongs to the worker.
+type share struct {
+	busy []*outlet // those that had frames in this round
+}
+
+// makeUp gives the network turns until it has had most in this round, or has no more frames.
+func (s *share) makeUp(most int) error {
+	for owed := most - len(s.busy); owed > 0 && len(s.busy) > 0; {
+		i := owed % len(s.busy)
+		if !s.busy[i].waiting() {
+			s.busy = slices.Delete(s.busy, i, i+1)
+			continue
+		}
+		if err := s.busy[i].turn(); err != nil {
+			return err
+		}
+		owed--
+	}
+	s.busy = s.busy[:0]
+	return nil
 }
 
 // serve begins with n: to write to its TAP, and to read the worker's queues of it, if there are any.
@@ -128,8 +185,9 @@ func (w *worker) serve(n *network) error {
 	if p == nil {
 		return nil
 	}
+	s := new(share)
 	for i := w.index; i < len(p.Queues); i += w.v.cfg.Queues {
-		if err := w.add(w.newOutlet(n, p, p.Queues[i])); err != nil {
+		if err := w.add(w.newOutlet(n, p, p.Queues[i], s)); err != nil {
 			return err
 		}
 	}
@@ -194,13 +252,14 @@ type outlet struct {
 	egress *forward.Egress
 	hook   uint32 // number of the TAP for package fastpath; 0 = none
 	named  nominations[fastpath.LeaveKey]
+	share  *share // that of the network
 }
 
-func (w *worker) newOutlet(n *network, p *port, q tap.Queue) *outlet {
+func (w *worker) newOutlet(n *network, p *port, q tap.Queue, s *share) *outlet {
 	return &outlet{
-		w: w, n: n, queue: q, hook: p.outlet,
+		w: w, n: n, queue: q, hook: p.outlet, share: s,
 		egress: forward.NewEgress(w.v.tables, n.fwd, w.v.samples, forward.Options{
-			Port: w.v.cfg.Underlay.Port, Buckets: w.v.buckets(), MaxSegments: underlay.MaxSegments,
+			Port: w.v.cfg.Underlay.Port, Buckets: w.v.buckets(), MaxSegments: underlay.MaxSegments, Arena: w.arena,
 		}),
 	}
 }
@@ -218,12 +277,17 @@ func (o *outlet) turn() error {
 	return o.w.remove(o.FD())
 }
 
+// waiting reports whether the queue has a frame. Not every queue says so when it is read: see the water backend.
+func (o *outlet) waiting() bool {
+	ready := [1]unix.PollFd{{Fd: int32(o.FD()), Events: unix.POLLIN}}
+	n, err := unix.Poll(ready[:], 0)
+	return err == nil && n > 0 && ready[0].Revents&unix.POLLIN != 0
+}
+
 // drain handles what the queue holds, as far as nobody goes on filling it.
 func (o *outlet) drain() {
 	for range 2 * queueLength / batchSize {
-		// Not every queue says that it is empty: see the water backend.
-		ready := []unix.PollFd{{Fd: int32(o.FD()), Events: unix.POLLIN}}
-		if n, err := unix.Poll(ready, 0); err != nil || n == 0 || ready[0].Revents&unix.POLLIN == 0 {
+		if !o.waiting() {
 			return
 		}
 		if k, err := o.batch(); err != nil || k == 0 {
@@ -269,7 +333,7 @@ type inlet struct {
 func (w *worker) newInlet(e *underlay.Endpoint, i int) *inlet {
 	return &inlet{
 		w: w, local: e.Local, receiver: e.Receivers[i],
-		ingress: forward.NewIngress(w.v.tables, &w.v.drops, w.v.samples, forward.Options{Port: w.v.cfg.Underlay.Port}),
+		ingress: forward.NewIngress(w.v.tables, &w.v.drops, w.v.samples, forward.Options{Port: w.v.cfg.Underlay.Port, Arena: w.arena}),
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -367,5 +368,17 @@ func TestJournal(t *testing.T) {
 	newLogger(&out, 0).Info("ready", "node", "h1")
 	if out.String() != "level=INFO msg=ready node=h1\n" {
 		t.Errorf("%q", out.String())
+	}
+}
+
+func TestGarbageIsLimited(t *testing.T) {
+	const other = 100
+	defer debug.SetGCPercent(debug.SetGCPercent(other))
+	for stated, want := range map[string]int{"": gcPercent, "80": other} {
+		t.Setenv("GOGC", stated)
+		limitGarbage()
+		if got := debug.SetGCPercent(other); got != want {
+			t.Errorf("with GOGC=%q: %d percent, want %d", stated, got, want)
+		}
 	}
 }

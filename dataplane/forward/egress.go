@@ -15,12 +15,17 @@ const maxSend = 65507
 // there are (IPv6, TCP with options, two tags, VXLAN). Replication to many peers reuses them.
 const arenaSize = 4 * gso.MaxSegments * 160
 
-// Options are the limits of the underlay that an Egress keeps to.
+// Options are the limits of the underlay that an Egress keeps to, and its memory.
 type Options struct {
-	Port        uint16 // UDP port of VXLAN, to recognise VXLAN inside VXLAN
-	Buckets     int    // number of outer source ports to spread flows over; a power of two
-	MaxSegments int    // datagrams that one send may carry
+	Port        uint16     // UDP port of VXLAN, to recognise VXLAN inside VXLAN
+	Buckets     int        // number of outer source ports to spread flows over; a power of two
+	MaxSegments int        // datagrams that one send may carry
+	Arena       *gso.Arena // from NewArena
 }
+
+// NewArena makes the memory for the headers of a batch. All halves of one goroutine share one: Process of any of them ends
+// the life of what the others have made in it. It is large, and there are as many halves as queues of all networks.
+func NewArena() *gso.Arena { return gso.NewArena(make([]byte, arenaSize)) }
 
 // Send is one call of sendmsg: one or several datagrams to one VTEP from one source port. All datagrams are
 // Size bytes long but for the last, which may be shorter. Each is made of PerDatagram consecutive pieces
@@ -79,7 +84,7 @@ func NewEgress(t *Tables, n *Network, s *Samples, opt Options) *Egress {
 		Pieces:  make([][]byte, 0, 512),
 		Answers: make([][]byte, 0, 64),
 		tables:  t, net: n, samples: s, opt: opt,
-		arena: gso.NewArena(make([]byte, arenaSize)),
+		arena: opt.Arena,
 	}
 	header.VXLAN(e.prefix[:]).Encode(n.VNI)
 	return e

@@ -93,7 +93,7 @@ func NewIngress(t *Tables, drops *Drops, s *Samples, opt Options) *Ingress {
 	return &Ingress{
 		tables: t, drops: drops, samples: s, opt: opt,
 		outlets: make(map[addr.VNI]*outlet),
-		arena:   gso.NewArena(make([]byte, arenaSize)),
+		arena:   opt.Arena,
 	}
 }
 

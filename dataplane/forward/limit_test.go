@@ -260,7 +260,7 @@ func TestTablesChangeUnderWorkers(t *testing.T) {
 	var wg sync.WaitGroup
 	for n := range 2 {
 		wg.Go(func() {
-			opt := Options{Port: header.VXLANPort, Buckets: 16, MaxSegments: 63}
+			opt := Options{Port: header.VXLANPort, Buckets: 16, MaxSegments: 63, Arena: NewArena()}
 			e, in := NewEgress(w.tables, w.net, w.samples, opt), NewIngress(w.tables, &w.stray, w.samples, opt)
 			for i := 0; !stop.Load(); i++ {
 				to := uint16(100 + i%50)

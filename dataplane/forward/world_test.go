@@ -52,7 +52,7 @@ func newWorld(t testing.TB, tap Offload, peers ...netip.Addr) *world {
 	if err := w.tables.AddNetwork(w.net); err != nil {
 		t.Fatal(err)
 	}
-	opt := Options{Port: header.VXLANPort, Buckets: 16, MaxSegments: 63}
+	opt := Options{Port: header.VXLANPort, Buckets: 16, MaxSegments: 63, Arena: NewArena()}
 	w.egress = NewEgress(w.tables, w.net, w.samples, opt)
 	w.ingress = NewIngress(w.tables, &w.stray, w.samples, opt)
 	return w
