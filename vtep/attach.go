@@ -215,7 +215,10 @@ func (v *VTEP) Detach(network, id string) error {
 	if a := n.attached[id]; a != nil {
 		n.stations.remove(n.fwd, a.MAC, true)
 		n.drop(v, id)
-		v.guard(n)
+		if _, err := v.guard(n); err != nil {
+			v.log.Debug("removing the rules of a port that is gone; it is tried again", "network", network, "endpoint", id, "error", err)
+			v.stir(n)
+		}
 	}
 	return nil
 }

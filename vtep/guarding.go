@@ -1,8 +1,11 @@
 package vtep
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/vtep/guard"
@@ -17,24 +20,26 @@ type guarded struct {
 
 // guard brings the rules at the containers' ports to what is attached, and reports whether they were others. Containers
 // that are attached but were not before are not heard until then, because their port is not one of the bridge yet.
-// Where the kernel has no such rules, only what leaves the host is held against what its sender may say.
-func (v *VTEP) guard(n *network) (changed bool) {
+// Where the kernel has no such rules at all, only what leaves the host is held against what its sender may say. Any other
+// error is to be tried again.
+func (v *VTEP) guard(n *network) (changed bool, err error) {
 	if n.sandbox == nil || !n.cfg.Isolate || !v.features.on(FeaturePortGuard) {
-		return false
+		return false, nil
 	}
 	var ports []guard.Port
 	for id, a := range n.attached {
 		ports = append(ports, guard.Port{Device: link.HostEnd(id), MAC: a.MAC, Addresses: addressesOf(a.Addresses)})
 	}
-	err := n.in(func() (err error) {
+	err = n.in(func() (err error) {
 		changed, err = guard.Apply(ports)
 		return err
 	})
-	if err != nil {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		v.features.missing(FeaturePortGuard, err)
 		v.log.Warn("containers of one host cannot be kept from posing as each other; those of other hosts can", "network", n.cfg.Name, "error", err)
+		return false, nil
 	}
-	return changed
+	return changed, err
 }
 
 // unguard takes the rules of an earlier VTEP away where this one is not to have any, and else takes what they have

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/vtep/guard"
 	"github.com/overlayd/overlayd/vtep/link"
 	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
@@ -60,6 +61,7 @@ func TestNetworksHeal(t *testing.T) {
 		{"port out of the bridge", change(port, netlink.LinkSetNoMaster), false},
 		{"relay", func() { c.enter(t, 0); linktest.Must(t, netlink.LinkDel(linktest.Device(t, relay))) }, false},
 		{"end of the relay on the host down", func() { c.enter(t, 0); linktest.Must(t, link.SetDown(relay)) }, true},
+		{"rules at the ports", func() { c.inSandbox(t, 0, func() { linktest.Must(t, guard.Remove()) }) }, true},
 		{"name of the sandbox", func() { linktest.Delete(h.network().Sandbox) }, true},
 	} {
 		t.Run(s.name, func(t *testing.T) {

@@ -258,7 +258,9 @@ func machineID() []byte {
 // names of the network's fields begin with in errors.
 func (v *VTEP) up(n *network, at string) error {
 	if n.sandbox != nil {
-		v.guard(n)
+		if _, err := v.guard(n); err != nil {
+			return &HostError{at + "sandbox", err}
+		}
 		var missing link.Missing // containers that are gone
 		if _, err := n.sandbox.Repair(v.layout(n)); err != nil && !errors.As(err, &missing) {
 			return &HostError{at + "sandbox", err}

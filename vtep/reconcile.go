@@ -247,7 +247,8 @@ func (v *VTEP) healKernel(n *network, now time.Time) (healed []string, err error
 	} else if remade {
 		healed = append(healed, "relay to the sandbox")
 	}
-	if v.guard(n) {
+	changed, guardErr := v.guard(n)
+	if changed {
 		healed = append(healed, "rules at the ports")
 	}
 	v.countGuarded(n)
@@ -268,7 +269,7 @@ func (v *VTEP) healKernel(n *network, now time.Time) (healed []string, err error
 			v.refit(n, a)
 		}
 	}
-	return healed, err
+	return healed, errors.Join(err, guardErr)
 }
 
 const interfaceGone = "the container's interface is gone, or the container: attach it again, or detach it"

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	nlsocket "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
@@ -42,13 +43,27 @@ var reasons = [...]forward.DropReason{
 	forward.NDSpoofed, forward.RogueRouter, forward.RogueDHCP,
 }
 
+// buffer bounds, in bytes, what the kernel holds of one transaction at a time: all of its messages, and an answer to each. A
+// port has some sixty; the default buffers of a socket have no room for three ports.
+const buffer = 256 << 20
+
+func open() (*nftables.Conn, error) {
+	conn, err := nftables.New(nftables.WithSockOptions(func(c *nlsocket.Conn) error {
+		return errors.Join(c.SetReadBuffer(buffer), c.SetWriteBuffer(buffer))
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("opening nftables: %w", err)
+	}
+	return conn, nil
+}
+
 // Apply makes the rules those for ports and reports whether a port had others before, or none. Ports whose device is not
 // there are passed over, and rules whose device is gone are removed. Devices that have rules and are not mentioned keep
 // them as long as they are there: so a daemon that begins anew leaves no gap. On an error nothing has changed.
 func Apply(ports []Port) (changed bool, err error) {
-	conn, err := nftables.New()
+	conn, err := open()
 	if err != nil {
-		return false, fmt.Errorf("opening nftables: %w", err)
+		return false, err
 	}
 	chains, err := chainsOf(conn)
 	if err != nil {
@@ -173,9 +188,9 @@ func (p *Port) mark() string {
 
 // Counts returns what was dropped so far, by reason; nothing where Apply was never called.
 func Counts() (map[forward.DropReason]Count, error) {
-	conn, err := nftables.New()
+	conn, err := open()
 	if err != nil {
-		return nil, fmt.Errorf("opening nftables: %w", err)
+		return nil, err
 	}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
 	if err != nil {
@@ -219,9 +234,9 @@ func counter(o nftables.Obj) (name string, c Count, ok bool) {
 
 // Remove takes all rules away, with the counters. That there are none is no error.
 func Remove() error {
-	conn, err := nftables.New()
+	conn, err := open()
 	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
+		return err
 	}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
 	if err != nil {

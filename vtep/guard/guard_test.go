@@ -2,6 +2,7 @@ package guard
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -271,6 +272,25 @@ func TestApply(t *testing.T) {
 	linktest.Must(t, Remove(), Remove())
 	if counts, err := Counts(); err != nil || len(counts) != 0 {
 		t.Errorf("after: %v, %v", counts, err)
+	}
+}
+
+// TestManyPorts writes the rules of as many containers as a large host has.
+func TestManyPorts(t *testing.T) {
+	linktest.Enter(t)
+	var ports []Port
+	for i := range uint16(60) {
+		p := Port{Device: fmt.Sprintf("h%d", i), MAC: frametest.MAC(i), Addresses: []netip.Addr{frametest.IP4(i), frametest.IP6(i)}}
+		linktest.Must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: p.Device}}))
+		ports = append(ports, p)
+	}
+	for _, n := range []int{3, len(ports)} {
+		if changed, err := Apply(ports[:n]); err != nil || !changed {
+			t.Fatalf("%d ports: %v, %v", n, changed, err)
+		}
+		if changed, err := Apply(ports[:n]); err != nil || changed {
+			t.Errorf("%d ports, again: %v, %v", n, changed, err)
+		}
 	}
 }
 
