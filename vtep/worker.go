@@ -3,6 +3,7 @@ package vtep
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -18,6 +19,10 @@ import (
 	"github.com/overlayd/overlayd/vtep/tap"
 	"github.com/overlayd/overlayd/vtep/underlay"
 )
+
+// bulk is from how many bytes read in a round on a worker does not sleep before the next: less than one superframe of a fast
+// flow, and more than small frames come to.
+const bulk = 16 << 10
 
 // batchSize is how many frames or buffers a worker takes at once.
 const batchSize = underlay.MaxSegments
@@ -43,6 +48,8 @@ type worker struct {
 	buffers  []forward.Received
 	sender   *underlay.Sender
 	arena    *gso.Arena    // for the headers of the batch in hand
+	moved    int           // bytes read in this round
+	bulk     int           // from how many on the next is not slept for
 	done     chan struct{} // closed when run returns
 
 	mu      sync.Mutex
@@ -55,8 +62,12 @@ func newWorker(v *VTEP, index int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	limit := bulk
+	if !v.features.on(FeatureBulkPoll) {
+		limit = math.MaxInt
+	}
 	return &worker{
-		v: v, index: index, set: set,
+		v: v, index: index, set: set, bulk: limit,
 		sources:  map[int]source{},
 		networks: map[*forward.Network]*network{},
 		frames:   make([]frame.Frame, batchSize),
@@ -97,7 +108,7 @@ func (w *worker) halt() {
 func (w *worker) run() error {
 	defer close(w.done)
 	for {
-		ready, woken, err := w.set.Wait()
+		ready, woken, err := w.set.Wait(w.moved >= w.bulk)
 		if err != nil {
 			return err
 		}
@@ -124,7 +135,7 @@ func (w *worker) run() error {
 // round gives all that is ready a turn, and then the networks of which fewer queues had frames than of another as many turns as
 // that one: what a network gets is not to depend on over how many queues its flows are spread.
 func (w *worker) round(ready []int) error {
-	w.shares = w.shares[:0]
+	w.shares, w.moved = w.shares[:0], 0
 	most := 0
 	for _, fd := range ready {
 		s := w.sources[fd]
@@ -306,6 +317,9 @@ func (o *outlet) batch() (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("network %s: reading from TAP %s, which may have been deleted: %w", o.n.cfg.Name, o.n.cfg.Device, err)
 	}
+	for i := range o.w.frames[:k] {
+		o.w.moved += len(o.w.frames[i].Buf)
+	}
 	v.sendMu.RLock() // what Process knows of the destinations still holds in Send
 	e.Whole = v.takesWhole()
 	e.Process(o.w.frames[:k], v.now())
@@ -349,6 +363,9 @@ func (in *inlet) turn() error {
 		// An error that arrived for the socket, such as an ICMP message, is no reason to stop.
 		v.log.Debug("receiving from the underlay", "error", err)
 		return nil
+	}
+	for i := range in.w.buffers[:k] {
+		in.w.moved += len(in.w.buffers[i].Data)
 	}
 	in.ingress.Process(in.w.buffers[:k], v.now())
 	v.received.Add(uint64(in.ingress.Datagrams))

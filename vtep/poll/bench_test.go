@@ -80,7 +80,7 @@ func benchWake(b *testing.B, core, other int, busy time.Duration) {
 	for b.Loop() {
 		start := time.Now()
 		far.Wake()
-		if _, woken, err := near.Wait(); err != nil || !woken {
+		if _, woken, err := near.Wait(false); err != nil || !woken {
 			b.Fatalf("woken %v, %v", woken, err)
 		}
 		took = append(took, time.Since(start))
@@ -97,7 +97,7 @@ func benchWake(b *testing.B, core, other int, busy time.Duration) {
 func echo(from, to *Set, core int, stop *atomic.Bool) error {
 	err := pin(core)
 	for err == nil && !stop.Load() {
-		if _, _, err = from.Wait(); err == nil {
+		if _, _, err = from.Wait(false); err == nil {
 			to.Wake()
 		}
 	}
@@ -138,7 +138,7 @@ func BenchmarkWait(b *testing.B) {
 	for b.Loop() {
 		start := time.Now()
 		for range calls {
-			if fds, _, err := s.Wait(); err != nil || len(fds) != 1 {
+			if fds, _, err := s.Wait(false); err != nil || len(fds) != 1 {
 				b.Fatalf("%d descriptors are ready, %v", len(fds), err)
 			}
 		}

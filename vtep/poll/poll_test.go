@@ -17,7 +17,7 @@ func TestWaitReportsWhatIsReady(t *testing.T) {
 	}
 	want := []int{r[0], r[2]}
 	for range 2 { // what is not read stays ready
-		ready, woken, err := s.Wait()
+		ready, woken, err := s.Wait(false)
 		slices.Sort(ready)
 		if err != nil || woken || !slices.Equal(ready, want) {
 			t.Fatalf("Wait = %v, %v, %v, want %v", ready, woken, err, want)
@@ -26,7 +26,7 @@ func TestWaitReportsWhatIsReady(t *testing.T) {
 	if err := s.Remove(r[0]); err != nil {
 		t.Fatal(err)
 	}
-	if ready, _, err := s.Wait(); err != nil || !slices.Equal(ready, want[1:]) {
+	if ready, _, err := s.Wait(false); err != nil || !slices.Equal(ready, want[1:]) {
 		t.Errorf("after Remove: %v, %v", ready, err)
 	}
 }
@@ -37,7 +37,7 @@ func TestWaitReportsAnErrorAsReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	w[0] = -1
-	if ready, _, err := s.Wait(); err != nil || !slices.Equal(ready, r) {
+	if ready, _, err := s.Wait(false); err != nil || !slices.Equal(ready, r) {
 		t.Errorf("Wait on a pipe without writer: %v, %v", ready, err)
 	}
 }
@@ -46,7 +46,7 @@ func TestWakeEndsPresentAndNextWait(t *testing.T) {
 	s, _, _ := setWithPipes(t, 1, 0)
 	woken := make(chan bool)
 	wait := func() {
-		_, w, err := s.Wait()
+		_, w, err := s.Wait(false)
 		woken <- w && err == nil
 	}
 	go wait()
@@ -71,7 +71,7 @@ func TestBusyAfterShortWaitsOnly(t *testing.T) {
 		quick bool          // whether the next wait is to be busy
 	}{{0, true}, {0, true}, {2 * busy, false}, {busy / 10, false}, {0, true}} {
 		was, start := s.quick, time.Now()
-		if n, errno := s.busily(); n != 0 || errno != 0 || s.quick {
+		if n, errno := s.busily(busy); n != 0 || errno != 0 || s.quick {
 			t.Fatalf("wait %d: busily, with nothing to see: %d, %v, next %v", i, n, errno, s.quick)
 		}
 		if d := time.Since(start); was && d < busy {
@@ -83,14 +83,14 @@ func TestBusyAfterShortWaitsOnly(t *testing.T) {
 		} else {
 			time.AfterFunc(c.after, s.Wake)
 		}
-		if _, woken, err := s.Wait(); err != nil || !woken || s.quick != c.quick {
+		if _, woken, err := s.Wait(false); err != nil || !woken || s.quick != c.quick {
 			t.Fatalf("wait %d, ended after %v: woken %v, %v, and quick %v", i, c.after, woken, err, s.quick)
 		}
 	}
 	never, _, _ := setWithPipes(t, 1, 0)
 	for range 3 {
 		never.Wake()
-		if _, _, err := never.Wait(); err != nil || never.quick {
+		if _, _, err := never.Wait(false); err != nil || never.quick {
 			t.Errorf("busy without being asked to: %v", err)
 		}
 	}
@@ -137,4 +137,30 @@ func setWithPipes(t *testing.T, n int, busy time.Duration) (s *Set, r, w []int) 
 		}
 	})
 	return s, r, w
+}
+
+// In the middle of bulk traffic everybody is busy, and stays so if something else comes in between, but not for ever.
+func TestBusyBetweenBulk(t *testing.T) {
+	s, _, _ := setWithPipes(t, 1, 0)
+	wait := func(bulk bool) {
+		t.Helper()
+		if _, woken, err := s.Wait(bulk); err != nil || !woken {
+			t.Fatalf("woken %v, %v", woken, err)
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); !s.quick; { // a busy machine may be slow to look
+		if time.Now().After(end) {
+			t.Fatal("not busy after short waits")
+		}
+		s.Wake()
+		wait(true)
+	}
+	s.Wake()
+	if wait(false); !s.quick {
+		t.Error("no longer busy because of a wait that was not for bulk")
+	}
+	time.AfterFunc(100*bulkBusy, s.Wake)
+	if wait(true); s.quick {
+		t.Error("still busy after a long wait")
+	}
 }
