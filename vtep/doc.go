@@ -14,7 +14,7 @@
 //   - announcer, one: tells containers of this host when an address belongs to another station than it did.
 //   - pairs, one: decides which pairs of stations the kernel forwards by itself; see package fastpath.
 //   - reconcile, one: compares tables with what was stated, every two to four seconds while there are networks, and sandboxes when
-//     the kernel says that something has changed there, or half a minute has passed, and heals both. What could not be put
+//     the kernel says that something has changed there, or some minutes have passed, and heals both. What could not be put
 //     right, programs that could not be attached among it, it tries again, less and less often.
 //   - "sandbox watch" of package link, two for each network with a sandbox, which reconcile starts and ends: they tell it.
 //   - prober, one, of package pathmtu: probes the paths to other VTEPs.

@@ -34,10 +34,13 @@ func (v *VTEP) guard(n *network) (changed bool, err error) {
 		changed, err = guard.Apply(ports)
 		return err
 	})
-	if errors.Is(err, unix.EOPNOTSUPP) {
+	if noNftables(err) {
 		v.features.missing(FeaturePortGuard, err)
 		v.log.Warn("containers of one host cannot be kept from posing as each other; those of other hosts can", "network", n.cfg.Name, "error", err)
 		return false, nil
+	}
+	if err != nil {
+		err = fmt.Errorf("keeping the containers of this host from posing as each other, which --disable port-guard does without: %w", err)
 	}
 	return changed, err
 }
@@ -54,9 +57,16 @@ func (v *VTEP) unguard(n *network) {
 		}
 		return
 	}
-	if _, err := v.newlyGuarded(n); err != nil {
+	if _, err := v.newlyGuarded(n); noNftables(err) || errors.Is(err, unix.EINVAL) { // which is how nfnetlink says it
 		v.features.missing(FeaturePortGuard, err)
+	} else if err != nil {
+		v.log.Warn("what the rules at the containers' ports have dropped before will count as dropped now", "network", n.cfg.Name, "error", err)
 	}
+}
+
+// noNftables reports whether err means that the kernel has no nftables, or not of the family netdev.
+func noNftables(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)
 }
 
 // countGuarded adds what the rules have dropped since it was last called to the network's counters: as frames that came

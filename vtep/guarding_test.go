@@ -3,9 +3,12 @@ package vtep
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
+	nl "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
@@ -118,4 +121,54 @@ func TestWithoutPortGuard(t *testing.T) {
 	defer socket.Close()
 	sendRaw(t, c.containers[0], frametest.Ethernet(a.MAC, endpoint(0, "").MAC).IPv4(inside4(1), inside4(2)).UDP(guardPort, guardPort).Data([]byte("heard")).Bytes())
 	heard(t, socket, "heard")
+}
+
+// ownTable takes the table of the rules for one connection, so that nobody else can write to it until that is closed.
+func ownTable(t *testing.T) (release func()) {
+	t.Helper()
+	c, err := nl.Dial(unix.NETLINK_NETFILTER, nil)
+	linktest.Must(t, err)
+	const subsystem, owner = unix.NFNL_SUBSYS_NFTABLES << 8, 2 // NFT_TABLE_F_OWNER
+	message := func(kind uint16, flags nl.HeaderFlags, family byte, resource byte, attributes ...nl.Attribute) nl.Message {
+		body, err := nl.MarshalAttributes(attributes)
+		linktest.Must(t, err)
+		return nl.Message{Header: nl.Header{Type: nl.HeaderType(kind), Flags: nl.Request | flags}, Data: append([]byte{family, 0, 0, resource}, body...)}
+	}
+	name := nl.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte("overlayd\x00")}
+	flags := nl.Attribute{Type: unix.NFTA_TABLE_FLAGS, Data: []byte{0, 0, 0, owner}}
+	_, err = c.SendMessages([]nl.Message{
+		message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
+		message(subsystem|unix.NFT_MSG_DELTABLE, nl.Acknowledge, unix.NFPROTO_NETDEV, 0, name),
+		message(subsystem|unix.NFT_MSG_NEWTABLE, nl.Acknowledge|nl.Create, unix.NFPROTO_NETDEV, 0, name, flags),
+		message(unix.NFNL_MSG_BATCH_END, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
+	})
+	linktest.Must(t, err)
+	for range 2 {
+		_, err = c.Receive()
+		linktest.Must(t, err)
+	}
+	return func() { linktest.Must(t, c.Close()) }
+}
+
+// While its rules cannot be written no container is attached, a TAP that is lost does not come back, and both are made up
+// for as soon as they can.
+func TestRulesThatCannotBeWritten(t *testing.T) {
+	c := newCluster(t)
+	h := c.hosts[0]
+	reaches(t, c.containers[0], inside4(1), 56)
+	var release func()
+	c.inSandbox(t, 0, func() {
+		release = ownTable(t)
+		linktest.Must(t, netlink.LinkDel(linktest.Device(t, "tap0")))
+	})
+	linktest.Await(t, "word of the rules", func() bool { return strings.Contains(h.tell("log").Text, "--disable port-guard") })
+	other := linktest.Named(t, "c2")
+	a := endpoint(2, other)
+	if r := h.ask(request{Op: "attach", Name: "blue", Attach: &a}); !strings.Contains(r.Err, "posing") {
+		t.Errorf("attaching a container without its rules: %q", r.Err)
+	}
+	release()
+	linktest.Await(t, "forwarding", func() bool { return ping(t, c.containers[0], inside4(1), 56, time.Second) })
+	h.must(request{Op: "attach", Name: "blue", Attach: &a})
+	reaches(t, other, inside4(0), 56)
 }

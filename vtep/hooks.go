@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/vtep/fastpath"
 	"github.com/overlayd/overlayd/vtep/link"
@@ -34,6 +36,9 @@ func (v *VTEP) attachTAP(n *network, to *port, now time.Time) bool {
 		if n.sandbox != nil {
 			err = errors.Join(err, n.sandbox.CloseRelay())
 		}
+		if v.neverHooked(err) {
+			return false
+		}
 		to.again.failed(now)
 		if v.tell(topic, "without") { // whatever the reason is the next time
 			v.log.Warn("the kernel forwards nothing of this network by itself, so that it is slower; trying on", "network", n.cfg.Name, "error", err)
@@ -49,6 +54,19 @@ func (v *VTEP) attachTAP(n *network, to *port, now time.Time) bool {
 	defer p.mu.Unlock()
 	to.hooks, to.target = hooks, target
 	p.outlets[to.outlet] = n
+	return true
+}
+
+// neverHooked reports whether err means that programs can be attached nowhere, and then has the feature be missing: tcx came
+// with Linux 6.6, and without it the programs load all the same.
+func (v *VTEP) neverHooked(err error) bool {
+	if !errors.Is(err, ebpf.ErrNotSupported) {
+		return false
+	}
+	v.features.missing(FeatureFastPath, err)
+	if v.tell("fast path", "without") {
+		v.log.Warn("the kernel forwards nothing by itself, so that it is slower", "error", err)
+	}
 	return true
 }
 
@@ -160,6 +178,9 @@ func (v *VTEP) hookUnderlay() {
 		topic := fmt.Sprint("fast path by device ", index)
 		h, err := p.table.AttachUnderlay(index)
 		if err != nil {
+			if v.neverHooked(err) {
+				continue
+			}
 			failed = true
 			if v.tell(topic, "without") {
 				v.log.Warn("what comes in by this device passes userspace, which is slower; trying on", "device", index, "error", err)

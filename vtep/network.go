@@ -29,7 +29,7 @@ const (
 	// burst of a fast sender overruns it.
 	queueLength = 4096
 	// lanes is how many queues of a TAP, and sockets of an underlay address, a worker reads in turn. A flow
-	// waits behind the others of its lane and no longer than a batch of each other lane.
+	// waits behind the others of its lane, and of each other network no longer than a batch of as many lanes.
 	lanes = 8
 	// sandboxTAP is the name of the TAP in a sandbox, where nobody else chooses names.
 	sandboxTAP = "tap0"

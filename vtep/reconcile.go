@@ -295,10 +295,14 @@ func (v *VTEP) replacePort(n *network) error {
 		return err
 	}
 	n.lost.Store(false)
-	if err := v.up(n, ""); err != nil {
-		return err
+	err = v.up(n, "")
+	if err == nil {
+		err = v.onWorkers(func(w *worker) error { return w.serve(n) })
 	}
-	return v.onWorkers(func(w *worker) error { return w.serve(n) })
+	if err != nil {
+		n.lost.Store(true) // nobody reads the new one
+	}
+	return err
 }
 
 // resize brings the network's MTU to everything in its sandbox and to the containers. v.change is held.

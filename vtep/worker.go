@@ -145,7 +145,7 @@ func (w *worker) round(ready []int) error {
 		if err := s.turn(); err != nil {
 			return err
 		}
-		if o, ok := s.(*outlet); ok {
+		if o, ok := s.(*outlet); ok && w.sources[fd] == s { // and not lost
 			most = max(most, w.note(o))
 		}
 	}
@@ -176,7 +176,7 @@ type share struct {
 func (s *share) makeUp(most int) error {
 	for owed := most - len(s.busy); owed > 0 && len(s.busy) > 0; {
 		i := owed % len(s.busy)
-		if !s.busy[i].waiting() {
+		if o := s.busy[i]; o.w.sources[o.FD()] != o || !o.waiting() {
 			s.busy = slices.Delete(s.busy, i, i+1)
 			continue
 		}
@@ -245,6 +245,7 @@ func (w *worker) leave(n *network) error {
 
 // unplug stops reading the TAP of n, after what it still holds.
 func (w *worker) unplug(n *network) error {
+	clear(w.shares[:cap(w.shares)]) // which would keep the network in memory
 	var errs []error
 	for fd, s := range w.sources {
 		if o, ok := s.(*outlet); ok && o.n == n {

@@ -49,7 +49,7 @@ type Send struct {
 }
 
 // Egress turns batches of frames from the TAP of one network into sends. What the fields Sends, Pieces and
-// Answers hold is valid until the next Process, as long as the batch is.
+// Answers hold is valid until the next Process of any half that has the same arena, as long as the batch is.
 type Egress struct {
 	Sends   []Send
 	Pieces  [][]byte

@@ -53,7 +53,7 @@ type outlet struct {
 }
 
 // Ingress turns batches of received buffers into items for TAPs. What Deliveries and Probes hold is valid until
-// the next Process, as long as the batch is.
+// the next Process of any half that has the same arena, as long as the batch is.
 type Ingress struct {
 	Deliveries []Delivery
 	// Probes are the datagrams of the batch that are path probes. They are no frames, and none is dropped here.

@@ -6,8 +6,8 @@
 // rules let pass and is for another host goes through forward all the same, which looks more closely: nftables cannot
 // walk a list of options, so here neighbour discovery messages may have one option at most.
 //
-// All rules are in one table of the sandbox's network namespace, written in one transaction: there is no moment
-// without. Its counters last as long as the namespace.
+// All rules are in one table of the sandbox's network namespace. What is new is written in one transaction: there is no
+// moment without. Its counters last as long as the namespace.
 //
 // Functions act on the network namespace of the calling thread, which the caller has locked, and may be called from
 // any goroutine, one at a time for a namespace. The package starts no goroutines. It imports dataplane and nothing else

@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables/expr"
 	nlsocket "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/forward"
@@ -44,7 +45,7 @@ var reasons = [...]forward.DropReason{
 }
 
 // buffer bounds, in bytes, what the kernel holds of one transaction at a time: all of its messages, and an answer to each. A
-// port has some sixty; the default buffers of a socket have no room for three ports.
+// port has some sixty; the default buffers of a socket have no room for those of a few ports that are new at the same time.
 const buffer = 256 << 20
 
 func open() (*nftables.Conn, error) {
@@ -61,6 +62,19 @@ func open() (*nftables.Conn, error) {
 // there are passed over, and rules whose device is gone are removed. Devices that have rules and are not mentioned keep
 // them as long as they are there: so a daemon that begins anew leaves no gap. On an error nothing has changed.
 func Apply(ports []Port) (changed bool, err error) {
+	for range attempts {
+		// A device that goes away between the look and the write takes the whole transaction along.
+		if changed, err = apply(ports); !errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	return changed, err
+}
+
+// attempts is how often Apply tries while devices come and go.
+const attempts = 3
+
+func apply(ports []Port) (changed bool, err error) {
 	conn, err := open()
 	if err != nil {
 		return false, err
@@ -74,37 +88,31 @@ func Apply(ports []Port) (changed bool, err error) {
 		return false, err
 	}
 	ports = slices.DeleteFunc(slices.Clone(ports), func(p Port) bool { return !present[p.Device] })
-	missing, stale := compare(chains, ports, present)
-	if !missing && len(stale) == 0 {
+	fresh, stale := compare(chains, ports, present)
+	if len(fresh)+len(stale) == 0 {
 		return false, nil
 	}
 	t := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: tableName}
 	conn.AddTable(t) // which is no error if it is there, and then keeps its counters
-	if missing {     // all anew
-		stale = slices.DeleteFunc(chains, func(c *nftables.Chain) bool { return unmentioned(c.Name, ports, present) })
-	}
 	for _, c := range stale {
 		conn.FlushChain(c)
 	}
 	for _, c := range stale {
 		conn.DelChain(c)
 	}
-	if !missing {
-		ports = nil
-	}
 	for _, r := range reasons {
 		conn.AddObj(&nftables.CounterObj{Table: t, Name: r.String()})
 	}
-	for i := range ports {
-		conn.AddChain(&nftables.Chain{Table: t, Name: ports[i].mark()})
-		if err := addPort(conn, t, &ports[i]); err != nil {
+	for i := range fresh {
+		conn.AddChain(&nftables.Chain{Table: t, Name: fresh[i].mark()})
+		if err := addPort(conn, t, &fresh[i]); err != nil {
 			return false, err
 		}
 	}
 	if err := conn.Flush(); err != nil {
-		return false, fmt.Errorf("writing the rules for %d ports to nftables: %w", len(ports), err)
+		return false, fmt.Errorf("writing the rules for %d ports to nftables: %w", len(fresh), err)
 	}
-	return missing, nil
+	return len(fresh) > 0, nil
 }
 
 // devices are those of ports and chains that are there. Each is asked for by its name: a list of all may lack some while
@@ -145,22 +153,27 @@ func deviceOf(chain string) string {
 	return rest[:max(0, strings.LastIndexByte(rest, '_'))]
 }
 
-// compare reports whether the rules of a port are missing, and returns the chains that are nobody's.
-func compare(chains []*nftables.Chain, ports []Port, present map[string]bool) (missing bool, stale []*nftables.Chain) {
-	wanted := map[string]bool{}
-	for i := range ports {
-		wanted[ports[i].Device], wanted[ports[i].mark()] = true, true
-	}
-	found := 0
+// compare returns the ports that lack their rules, and the chains that are to go: those of these ports, and nobody's.
+func compare(chains []*nftables.Chain, ports []Port, present map[string]bool) (fresh []Port, stale []*nftables.Chain) {
+	found := map[string]bool{}
 	for _, c := range chains {
-		switch {
-		case wanted[c.Name]:
-			found++
-		case !unmentioned(c.Name, ports, present):
+		found[c.Name] = true
+	}
+	kept := map[string]bool{}
+	for i := range ports {
+		p := &ports[i]
+		if found[p.Device] && found[p.mark()] {
+			kept[p.Device], kept[p.mark()] = true, true
+		} else {
+			fresh = append(fresh, *p)
+		}
+	}
+	for _, c := range chains {
+		if !kept[c.Name] && !unmentioned(c.Name, ports, present) {
 			stale = append(stale, c)
 		}
 	}
-	return found < len(wanted), stale
+	return fresh, stale
 }
 
 // unmentioned reports whether a chain belongs to a device that is there, but not among ports.

@@ -284,12 +284,32 @@ func TestManyPorts(t *testing.T) {
 		linktest.Must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: p.Device}}))
 		ports = append(ports, p)
 	}
-	for _, n := range []int{3, len(ports)} {
+	chain := func() uint64 {
+		conn, err := nftables.New()
+		linktest.Must(t, err)
+		chains, err := chainsOf(conn)
+		linktest.Must(t, err)
+		i := slices.IndexFunc(chains, func(c *nftables.Chain) bool { return c.Name == ports[0].Device })
+		rules, err := conn.GetRules(chains[i].Table, chains[i])
+		linktest.Must(t, err)
+		return rules[0].Handle
+	}
+	first := uint64(0)
+	for _, n := range []int{3, len(ports), 1} {
+		if n == 1 {
+			n = len(ports)
+			ports[n-1].MAC = frametest.MAC(1000)
+		}
 		if changed, err := Apply(ports[:n]); err != nil || !changed {
 			t.Fatalf("%d ports: %v, %v", n, changed, err)
 		}
 		if changed, err := Apply(ports[:n]); err != nil || changed {
 			t.Errorf("%d ports, again: %v, %v", n, changed, err)
+		}
+		if h := chain(); first == 0 {
+			first = h
+		} else if h != first {
+			t.Errorf("%d ports: the rules of one that was there are written anew", n)
 		}
 	}
 }

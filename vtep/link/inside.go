@@ -23,7 +23,7 @@ type Watching struct {
 // Watch calls changed soon after a device, an address or a route of the sandbox, a station that its bridge knows or a rule
 // of its nftables was added, changed or removed, and whenever something may have been missed. What Repair looks at is among
 // that: a container that vanishes takes its end of the veth along, and so this one; a relay whose other end goes down loses
-// its carrier. The name of the sandbox is not: see Named. changed is called by goroutines of the watch and must not block. There
+// its carrier. The name of the sandbox is not: see Named. Nor is the GSO size of a device, of which the kernel says nothing. changed is called by goroutines of the watch and must not block. There
 // is no call for the state at the start.
 //
 // Should listening fail for good, this is logged once and changed is called every five seconds instead.
