@@ -161,7 +161,7 @@ func TestRulesThatCannotBeWritten(t *testing.T) {
 		release = ownTable(t)
 		linktest.Must(t, netlink.LinkDel(linktest.Device(t, "tap0")))
 	})
-	linktest.Await(t, "word of the rules", func() bool { return strings.Contains(h.tell("log").Text, "--disable port-guard") })
+	linktest.Await(t, "word of the rules", func() bool { return strings.Contains(h.network().Problem, "--disable port-guard") })
 	other := linktest.Named(t, "c2")
 	a := endpoint(2, other)
 	if r := h.ask(request{Op: "attach", Name: "blue", Attach: &a}); !strings.Contains(r.Err, "posing") {
@@ -171,4 +171,5 @@ func TestRulesThatCannotBeWritten(t *testing.T) {
 	linktest.Await(t, "forwarding", func() bool { return ping(t, c.containers[0], inside4(1), 56, time.Second) })
 	h.must(request{Op: "attach", Name: "blue", Attach: &a})
 	reaches(t, other, inside4(0), 56)
+	linktest.Await(t, "the end of the problem", func() bool { return h.network().Problem == "" })
 }

@@ -41,7 +41,7 @@ type attention struct {
 	named    bool           // the sandbox had its name at the last look
 	due      time.Time      // when it is looked at, whatever has been told
 	again    backoff        // when it is, because something could not be put right
-	trouble  string         // what that was, as the log has been told
+	trouble  string         // what that was, as the log has been told; written with VTEP.mu held as well
 }
 
 // reconcile is the goroutine that keeps everything as it was stated.
@@ -197,10 +197,12 @@ func (v *VTEP) lookInto(n *network, now time.Time, anyway bool) (healed []string
 	if err != nil {
 		trouble = err.Error()
 	}
-	if trouble != a.trouble && err != nil {
+	if err != nil && trouble != a.trouble {
 		v.log.Warn("something is not as it was stated, and could not be put right; trying on", "network", n.cfg.Name, "error", err)
 	}
+	v.mu.Lock()
 	a.trouble = trouble
+	v.mu.Unlock()
 	return healed, true, err
 }
 

@@ -67,7 +67,7 @@ func (v *VTEP) Networks() []NetworkStatus {
 			s.Backend, s.Queues = p.Backend, len(p.Queues)
 		}
 		v.mu.RLock()
-		s.Peers, s.Attachments = slices.Clone(n.peers), len(n.attached)
+		s.Peers, s.Attachments, s.Problem = slices.Clone(n.peers), len(n.attached), n.attention.trouble
 		v.mu.RUnlock()
 		if n.sandbox != nil {
 			s.Sandbox = n.sandbox.Name()

@@ -60,6 +60,7 @@ type NetworkStatus struct {
 	Attachments int
 	FDBEntries  int
 	Healed      uint64 // entries and settings that were found other than stated, and put right
+	Problem     string // what in the kernel is not as stated, and could not be put right so far; "" when all is well
 	Counters    Counters
 	// What the kernel forwards by itself: how many pairs of stations at present, each direction for itself, and how much of
 	// Counters that was.

@@ -53,7 +53,7 @@ func content() apitest.Content {
 		Networks: []*overlaydv1.Network{
 			{
 				Name: "blue", Vni: 42, Device: "blue0", Addresses: []string{"10.42.0.1/24", "fd42::1/64"}, Mtu: 1350, MtuDerived: true,
-				Peers: []string{"192.0.2.2", "192.0.2.3"}, FdbEntries: 2, TapOverflow: 5, Healed: 3,
+				Peers: []string{"192.0.2.2", "192.0.2.3"}, FdbEntries: 2, TapOverflow: 5, Healed: 3, Problem: "the gateway is gone",
 				Counters: &overlaydv1.Counters{
 					TapIn: &overlaydv1.Traffic{Frames: 1000}, TapOut: &overlaydv1.Traffic{Frames: 1234567},
 					UnderlayIn: &overlaydv1.Traffic{Frames: 1234600}, UnderlayOut: &overlaydv1.Traffic{Frames: 967}, FramesDropped: 66,

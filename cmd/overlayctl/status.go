@@ -85,6 +85,9 @@ func (a *app) status(ctx context.Context, c *api.Client) error {
 		if n.Healed > 0 {
 			p.add("", "%s put right that somebody else had changed: the log says when", plural(n.Healed, "thing"))
 		}
+		if n.Problem != "" {
+			p.add("", "not as stated: %s", n.Problem)
+		}
 		dropped += n.GetCounters().GetFramesDropped()
 	}
 	describeFastPath(p, st.GetFeatures(), networks.Networks)

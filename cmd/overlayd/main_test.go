@@ -84,7 +84,7 @@ func (f *fakeTunnel) Networks() []vtep.NetworkStatus {
 	n := vtep.NetworkStatus{
 		Name: "blue", VNI: 42, Device: "blue0", MTU: 1450, MTUDerived: true, Backend: "vnet", Queues: 2,
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.42.0.1/24")},
-		Peers:     []netip.Addr{netip.MustParseAddr("192.0.2.2")}, Learning: true, FDBEntries: 3, TAPOverflow: 9, Healed: 7,
+		Peers:     []netip.Addr{netip.MustParseAddr("192.0.2.2")}, Learning: true, FDBEntries: 3, TAPOverflow: 9, Healed: 7, Problem: "the gateway",
 		Pairs: 2, FastOut: vtep.Traffic{Frames: 4, Bytes: 400}, FastIn: vtep.Traffic{Frames: 8, Bytes: 800},
 		Counters: vtep.Counters{TAPIn: vtep.Traffic{Frames: 10, Bytes: 1000}, UnderlayOut: vtep.Traffic{Frames: 5, Bytes: 500}},
 	}

@@ -94,6 +94,7 @@ func (n *node) Networks() []*overlaydv1.Network {
 			FdbEntries:  uint64(s.FDBEntries),
 			TapOverflow: s.TAPOverflow,
 			Healed:      s.Healed,
+			Problem:     s.Problem,
 
 			FastPathPairs: uint64(s.Pairs),
 			FastPathOut:   traffic(s.FastOut),

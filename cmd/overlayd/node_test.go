@@ -44,7 +44,7 @@ func TestNode(t *testing.T) {
 		`"framesCreated":"0","framesSuppressed":"0","framesDropped":"5","dropsByReason":{"frame_runt":"2","no_peers":"3"},`+
 		`"mssClamped":"0","icmpSent":"0","icmpLimited":"0","packetsFragmented":"0","superframesResegmented":"0","segmentsSplit":"0"},`+
 		`"tapOverflow":"9","networkId":"","mss":0,"mtuLimits":["192.0.2.2"],"healed":"7",`+
-		`"fastPathPairs":"2","fastPathOut":{"frames":"4","bytes":"400"},"fastPathIn":{"frames":"8","bytes":"800"}}`)
+		`"fastPathPairs":"2","fastPathOut":{"frames":"4","bytes":"400"},"fastPathIn":{"frames":"8","bytes":"800"},"problem":"the gateway"}`)
 
 	if peers := n.Peers(); len(peers) != 1 {
 		t.Errorf("peers %v", peers)

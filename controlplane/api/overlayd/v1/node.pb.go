@@ -580,6 +580,7 @@ type Network struct {
 	FastPathPairs uint64                 `protobuf:"varint,20,opt,name=fast_path_pairs,json=fastPathPairs,proto3" json:"fast_path_pairs,omitempty"` // pairs of stations, each direction for itself, whose packets the kernel forwards by itself at present
 	FastPathOut   *Traffic               `protobuf:"bytes,21,opt,name=fast_path_out,json=fastPathOut,proto3" json:"fast_path_out,omitempty"`        // what the kernel sent to VTEPs by itself; counters has it as well, in tap_in and underlay_out
 	FastPathIn    *Traffic               `protobuf:"bytes,22,opt,name=fast_path_in,json=fastPathIn,proto3" json:"fast_path_in,omitempty"`           // what it handed to the TAP by itself; counters has it as well, in underlay_in and tap_out
+	Problem       string                 `protobuf:"bytes,23,opt,name=problem,proto3" json:"problem,omitempty"`                                     // what in the kernel is not as stated, and could not be put right so far; empty when all is well
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -766,6 +767,13 @@ func (x *Network) GetFastPathIn() *Traffic {
 		return x.FastPathIn
 	}
 	return nil
+}
+
+func (x *Network) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 // Traffic counts inner frames as they are on a wire, and their bytes without frame check sequence. A
@@ -2397,7 +2405,7 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x15\n" +
 	"\x13ListNetworksRequest\"H\n" +
 	"\x14ListNetworksResponse\x120\n" +
-	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\xaa\x05\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x14.overlayd.v1.NetworkR\bnetworks\"\xc4\x05\n" +
 	"\aNetwork\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x16\n" +
@@ -2426,7 +2434,8 @@ const file_overlayd_v1_node_proto_rawDesc = "" +
 	"\x0ffast_path_pairs\x18\x14 \x01(\x04R\rfastPathPairs\x128\n" +
 	"\rfast_path_out\x18\x15 \x01(\v2\x14.overlayd.v1.TrafficR\vfastPathOut\x126\n" +
 	"\ffast_path_in\x18\x16 \x01(\v2\x14.overlayd.v1.TrafficR\n" +
-	"fastPathIn\"7\n" +
+	"fastPathIn\x12\x18\n" +
+	"\aproblem\x18\x17 \x01(\tR\aproblem\"7\n" +
 	"\aTraffic\x12\x16\n" +
 	"\x06frames\x18\x01 \x01(\x04R\x06frames\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xd5\x05\n" +
