@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,14 +15,15 @@ import (
 // of hashicorp/raft are due. These are left for when its main loop is busy with the disk.
 const (
 	slowFactor = 3
-	// beatShare is the part of Timing.Heartbeat between two heartbeats, in tenths. A follower that misses two in a row has
-	// still heard from its leader in time. The least that hashicorp/raft waits is slowFactor tenths.
+	// beatShare is the part of Timing.Heartbeat between two heartbeats of beat, in tenths. A follower that misses two of these
+	// in a row has still heard from its leader in time. hashicorp/raft itself waits for slowFactor tenths at least and for twice
+	// that at most: when its heartbeats have to do, a follower can afford to miss none.
 	beatShare = 3
 )
 
 // beats is what decides on the heartbeats of a session.
 type beats struct {
-	look chan struct{} // capacity 1: it may have changed whether there is anybody to send heartbeats to
+	look chan struct{} // capacity 1: it may have changed who leads, who votes, or who answers
 
 	mu      sync.Mutex
 	failing map[raft.ServerID]bool // that do not answer: hashicorp/raft waits longer from try to try, up to half of its timeout
@@ -40,7 +42,6 @@ func (s *session) observe(ctx context.Context) {
 	defer s.raft.DeregisterObserver(o)
 	for {
 		s.r.tell()
-		s.pace()
 		poke(s.r.servers)
 		poke(s.beats.look)
 		select {
@@ -90,7 +91,10 @@ func (s *session) pace() {
 	s.beats.mu.Lock()
 	defer s.beats.mu.Unlock()
 	t := s.r.cfg.Timing
-	if s.isLeader() && len(s.beats.failing) == 0 && s.beats.held == 0 {
+	// Of one that was removed hashicorp/raft may still say that it fails. For a leader whose vote is the only one it sends
+	// nothing when beat asks it to.
+	failing := slices.ContainsFunc(s.servers(), func(x Server) bool { return s.beats.failing[raft.ServerID(x.ID)] })
+	if s.isLeader() && s.hasOtherVoters() && !failing && s.beats.held == 0 {
 		t.Heartbeat *= slowFactor
 		t.Election *= slowFactor // must not be shorter
 	}
@@ -104,11 +108,12 @@ func (s *session) pace() {
 	}
 }
 
-// beat has heartbeats sent while this node leads others.
+// beat has heartbeats sent while this node leads other voters, and keeps the pace right.
 func (s *session) beat(ctx context.Context) {
 	for {
+		s.pace()
 		var due <-chan time.Time
-		if s.isLeader() && len(s.servers()) > 1 {
+		if s.isLeader() && s.hasOtherVoters() {
 			due = time.After(beatShare * s.r.cfg.Timing.Heartbeat / 10)
 		}
 		select {

@@ -12,15 +12,18 @@ import (
 // case that more comes, which says so along with its entries.
 const commitPause = 20 * time.Millisecond
 
-// tellCommits tells followers what was committed, once, when it was. hashicorp/raft says it along with entries, and
-// otherwise in an empty message to each follower every Timing.Commit, for ever. What fails, or comes too early, is tried
-// again after the next answer, of a heartbeat at the latest.
+// tellCommits tells followers what was committed when it was. hashicorp/raft says it along with entries, and otherwise, for
+// ever, in an empty message to each follower after once to twice Timing.Commit, which is late. What fails, or comes too early,
+// is tried again after the next answer, of a heartbeat at the latest. So is what hashicorp/raft could not send.
 func (s *session) tellCommits(ctx context.Context) {
 	var told sync.WaitGroup
 	defer told.Wait()
 	for {
 		select {
 		case <-s.trans.news:
+		case <-s.trans.back:
+			s.sendAgain()
+			continue
 		case <-ctx.Done():
 			return
 		}
@@ -30,6 +33,14 @@ func (s *session) tellCommits(ctx context.Context) {
 			return
 		}
 		s.tellCommit(&told)
+	}
+}
+
+// sendAgain has hashicorp/raft send what a follower lacks that answers again. After a message that failed it waits for
+// Timing.Commit, or for a new entry, of which this is one. Nobody waits for what becomes of it.
+func (s *session) sendAgain() {
+	if s.isLeader() {
+		s.raft.Barrier(s.r.cfg.Timing.Heartbeat) // which bounds the wait for its main loop
 	}
 }
 

@@ -43,7 +43,10 @@ type Timing struct {
 	Heartbeat time.Duration // without a word from the leader after which a follower stands for election; 0 = 2 s
 	Election  time.Duration // after which an election without result is repeated, at least Heartbeat; 0 = 2 s, or Heartbeat if that is longer
 	Lease     time.Duration // without contact to a quorum after which a leader steps down, at most Heartbeat; 0 = Heartbeat
-	Commit    time.Duration // once to twice this, after which entries that did not arrive are sent again; 0 = Heartbeat
+	// Commit is the time, once to twice, after which a follower that was sent nothing of the log gets an empty message, by
+	// which the leader learns what it lacks. What did not arrive is sent again then, or before, once the follower answers a
+	// heartbeat. 0 = Heartbeat, but 2 s at most.
+	Commit time.Duration
 }
 
 // Retention says how much of the log is kept.
@@ -125,7 +128,7 @@ func (c *Config) complete() error {
 	setDefault(&c.Timing.Heartbeat, 2*time.Second)
 	setDefault(&c.Timing.Election, max(2*time.Second, c.Timing.Heartbeat))
 	setDefault(&c.Timing.Lease, c.Timing.Heartbeat)
-	setDefault(&c.Timing.Commit, c.Timing.Heartbeat)
+	setDefault(&c.Timing.Commit, min(2*time.Second, c.Timing.Heartbeat))
 	setDefault(&c.Retention.Threshold, 8192)
 	setDefault(&c.Retention.Trailing, 10240)
 	setDefault(&c.Retention.Interval, 2*time.Minute)

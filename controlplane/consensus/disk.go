@@ -29,8 +29,8 @@ func (d *diskWatch) wrote(begin, end time.Time) {
 	}
 }
 
-// judge returns whether the disk is too slow, and whether it hangs, given when the write that is under way began
-// (zero = none is).
+// judge returns whether the disk is too slow, and whether it hangs, given since when a write is under way and none
+// has ended (zero = none is under way).
 func (d *diskWatch) judge(started, now time.Time) (slow, hangs bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -55,12 +55,14 @@ func (d *diskWatch) calm(started, now time.Time) bool {
 	return started.IsZero() && (d.slowSince.IsZero() || now.Sub(d.last) > d.window)
 }
 
-// underWay returns when the write that is under way began, or zero.
+// underWay returns since when a write is under way and none has ended, or zero.
 func (s *store) underWay() time.Time {
-	if at := s.started.Load(); at != 0 {
-		return s.epoch.Add(time.Duration(at))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writing == 0 {
+		return time.Time{}
 	}
-	return time.Time{}
+	return s.started
 }
 
 // watchDisk hands leadership over while the disk is slow, and silences this node while it hangs: then the main loop of

@@ -193,6 +193,36 @@ func TestSlowDisk(t *testing.T) {
 	})
 }
 
+// A write that hangs is seen also when another one that was under way has ended.
+func TestWritesUnderWay(t *testing.T) {
+	s := &store{}
+	begin := func() (end func()) {
+		began, held, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = s.write("wait", func() error { close(began); <-held; return nil })
+		}()
+		<-began
+		return func() { close(held); <-done }
+	}
+	before := time.Now()
+	first := begin()
+	between := time.Now()
+	second := begin()
+	if at := s.underWay(); at.Before(before) || at.After(between) {
+		t.Errorf("two are under way, since %v", at.Sub(before))
+	}
+	after := time.Now()
+	first()
+	if at := s.underWay(); at.Before(after) {
+		t.Errorf("one is under way, since %v", at)
+	}
+	second()
+	if at := s.underWay(); !at.IsZero() {
+		t.Errorf("none is under way, since %v", at)
+	}
+}
+
 func TestDiskWatch(t *testing.T) {
 	at := func(s float64) time.Time { return time.Unix(1000, 0).Add(time.Duration(s * float64(time.Second))) }
 	for _, x := range []struct {

@@ -22,7 +22,8 @@
 //     else would make the others elect a new leader.
 //   - It is quiet when nothing happens. hashicorp/raft has two timers for each follower, and each of their messages wakes
 //     two managers. Here all heartbeats go out at once and less often (beats.go), and what was committed is told when it
-//     was (commits.go), and not every so often. The disk, the servers and who leads are looked at after something happened.
+//     was (commits.go), so that the other timer may be slow. What did not arrive is sent again when the follower answers,
+//     and need not wait for that timer. The disk, the servers and who leads are looked at after something happened.
 //   - A stranger or a frozen peer cannot hold the main loop of Raft: reads in the middle of a message, above all of a
 //     snapshot, have a deadline.
 //
@@ -38,9 +39,9 @@
 //   - "accept", one a Raft: takes connections from Config.Stream and hands them to the session; ends when the
 //     stream is closed, which Stop does.
 //   - "observe", "beat", "commits", "autopilot", "disk watch", "verify", one each a session: pass changes of leadership on,
-//     have heartbeats sent, tell followers what was committed, promote non-voters, watch the latency of writes, send rounds
-//     of heartbeats for Read. All but "beat" sleep until there is something to do. "commits" starts one short-lived goroutine
-//     a follower that is to be told, "verify" one a voter and round.
+//     have heartbeats sent, tell followers what was committed and have what they lack sent again, promote non-voters, watch
+//     the latency of writes, send rounds of heartbeats for Read. All but "beat" sleep until there is something to
+//     do. "commits" starts one short-lived goroutine a follower that is to be told, "verify" one a voter and round.
 //   - one a call of Propose and of the calls that change the servers, which waits for hashicorp/raft and ends when
 //     that answers. hashicorp/raft forgets to answer when it is shut down at a bad moment; such a goroutine stays.
 //     Closing a session therefore waits for pending calls first.

@@ -185,6 +185,7 @@ func (s *session) autopilot(ctx context.Context) {
 	for {
 		select {
 		case <-s.r.servers:
+			poke(s.beats.look)
 		case <-again:
 		case <-ctx.Done():
 			return

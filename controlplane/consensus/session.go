@@ -92,7 +92,7 @@ func (r *Raft) openStore() (*store, *snapshots, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	st := &store{path: path, broke: make(chan struct{}), epoch: time.Now(), watch: &diskWatch{limit: r.cfg.Disk.Limit, window: r.cfg.Disk.Window, began: make(chan struct{}, 1)}, covered: sn.newest.Load}
+	st := &store{path: path, broke: make(chan struct{}), watch: &diskWatch{limit: r.cfg.Disk.Limit, window: r.cfg.Disk.Window, began: make(chan struct{}, 1)}, covered: sn.newest.Load}
 	for _, readOnly := range []bool{true, false} {
 		if readOnly && empty {
 			continue

@@ -87,15 +87,15 @@ type store struct {
 	onFail  func(error)
 	covered func() uint64 // index of the newest snapshot: entries up to there need not be in the log
 
-	broken  atomic.Bool   // bbolt panicked, and may hold its locks for good: it is not called any more
-	broke   chan struct{} // closed then; nil in a store that has one user only
-	last    atomic.Uint64 // index
-	started atomic.Int64  // when the write that is under way began, in ns since epoch; 0 = none
-	epoch   time.Time
-	watch   *diskWatch
+	broken atomic.Bool   // bbolt panicked, and may hold its locks for good: it is not called any more
+	broke  chan struct{} // closed then; nil in a store that has one user only
+	last   atomic.Uint64 // index
+	watch  *diskWatch
 
-	mu  sync.Mutex
-	err error // of the first failure
+	mu      sync.Mutex
+	err     error     // of the first failure
+	writing int       // writes that are under way: bbolt has them wait for each other
+	started time.Time // since when none of them has ended
 }
 
 var (
@@ -166,21 +166,30 @@ func call[T any](s *store, what string, f func() (T, error)) (value T, err error
 
 // write is guard for what changes the file.
 func (s *store) write(what string, f func() error) error {
+	begin := time.Now()
 	s.mu.Lock()
 	err := s.err
+	if err == nil {
+		if s.writing == 0 {
+			s.started = begin
+		}
+		s.writing++
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	begin := time.Now()
-	s.started.Store(max(1, int64(begin.Sub(s.epoch))))
 	if s.watch != nil {
 		poke(s.watch.began)
 	}
 	err = s.guard(what, f)
-	s.started.Store(0)
+	end := time.Now()
+	s.mu.Lock()
+	s.writing--
+	s.started = end
+	s.mu.Unlock()
 	if s.watch != nil {
-		s.watch.wrote(begin, time.Now())
+		s.watch.wrote(begin, end)
 	}
 	if err != nil {
 		s.fail(err)

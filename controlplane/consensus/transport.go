@@ -3,7 +3,6 @@ package consensus
 import (
 	"errors"
 	"io"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,14 +17,16 @@ var errMuted = errors.New("this node is silent because its disk hangs or has fai
 type transport struct {
 	*raft.NetworkTransport
 	stream *sessionStream
-	muted  atomic.Bool // no entries and no heartbeats go out, while the disk hangs
-	cut    atomic.Bool // the same, for good, because the session has failed
+	hasty  time.Duration // a message that fails within this was sent on a dead connection, and did not wait for an answer
+	muted  atomic.Bool   // no entries and no heartbeats go out, while the disk hangs
+	cut    atomic.Bool   // the same, for good, because the session has failed
 
 	mu      sync.Mutex
 	peers   map[raft.ServerID]progress
 	telling map[string]bool // IDs of servers that are being told what is committed
 
 	news chan struct{} // capacity 1: there may be something to tell
+	back chan struct{} // capacity 1: a follower answers again that lacks something, or may
 }
 
 var (
@@ -42,6 +43,7 @@ type progress struct {
 	term    uint64
 	match   uint64    // the follower holds the log up to this index
 	told    uint64    // and knows that it is committed up to this one
+	missed  bool      // it did not take what it was sent of the log, and nothing since
 	contact time.Time // of the last answer that recognised the leader
 }
 
@@ -59,8 +61,8 @@ func newTransport(s *sessionStream, timeout time.Duration, resolve func(string) 
 		c.ServerAddressProvider = resolver(resolve)
 	}
 	t := &transport{
-		NetworkTransport: raft.NewNetworkTransportWithConfig(c), stream: s,
-		peers: map[raft.ServerID]progress{}, telling: map[string]bool{}, news: make(chan struct{}, 1),
+		NetworkTransport: raft.NewNetworkTransportWithConfig(c), stream: s, hasty: timeout / 10,
+		peers: map[raft.ServerID]progress{}, telling: map[string]bool{}, news: make(chan struct{}, 1), back: make(chan struct{}, 1),
 	}
 	s.dialled = t.forget
 	return t
@@ -80,29 +82,41 @@ func (f resolver) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 
 // AppendEntries implements raft.Transport.
 func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
-	if t.muted.Load() || t.cut.Load() {
-		return errMuted
+	beat := q.PrevLogEntry == 0 && len(q.Entries) == 0
+	err := t.send(id, to, q, a)
+	switch {
+	case err != nil && !beat:
+		t.note(id, q.Term, func(p *progress) { p.missed = true })
+	case err == nil && a.Term == q.Term:
+		t.answered(id, q.Term, func(p *progress) {
+			match := q.PrevLogEntry + uint64(len(q.Entries))
+			switch {
+			case beat && p.missed && a.Success:
+				p.missed = false
+				poke(t.back)
+			case beat:
+			case a.Success:
+				p.match, p.told, p.missed = max(p.match, match), max(p.told, min(match, q.LeaderCommitIndex)), false
+			default:
+				p.match, p.missed = 0, true // it may have lost what it held
+			}
+		})
 	}
-	if err := t.send(id, to, q, a); err != nil {
-		return err
-	}
-	if a.Term == q.Term {
-		var match uint64
-		if a.Success {
-			match = q.PrevLogEntry + uint64(len(q.Entries)) // 0 for a heartbeat
-		}
-		t.note(id, q.Term, match, min(match, q.LeaderCommitIndex))
-	}
-	return nil
+	return err
 }
 
-// send sends a message. What has entries is sent again at once if it fails on a connection, and not for want of one: that may
-// have died unnoticed, as when the other process was restarted, and hashicorp/raft would wait for Timing.Commit.
+// send sends a message. What has entries is sent again at once if it fails soon on a connection, and not for want of one: that
+// may have died unnoticed, as when the other process was restarted. hashicorp/raft sends it again when the other one answers
+// a heartbeat, or Timing.Commit is over.
 func (t *transport) send(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
 	for tries := 1; ; tries++ {
+		if t.muted.Load() || t.cut.Load() {
+			return errMuted
+		}
+		begin := time.Now()
 		err := t.NetworkTransport.AppendEntries(id, to, q, a)
-		if err == nil || len(q.Entries) == 0 || tries > poolSize || errors.Is(err, errNoConnection) ||
-			errors.Is(err, os.ErrDeadlineExceeded) || t.muted.Load() || t.cut.Load() {
+		// That a deadline passed cannot be told by the error, of which the decoder keeps the text only.
+		if err == nil || len(q.Entries) == 0 || tries > poolSize || errors.Is(err, errNoConnection) || time.Since(begin) > t.hasty {
 			return err
 		}
 	}
@@ -114,16 +128,30 @@ func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *
 		return errMuted
 	}
 	if err := t.NetworkTransport.InstallSnapshot(id, to, q, a, data); err != nil {
+		t.note(id, q.Term, func(p *progress) { p.missed = true })
 		return err
 	}
 	if a.Success && a.Term == q.Term {
-		t.note(id, q.Term, q.LastLogIndex, q.LastLogIndex)
+		t.answered(id, q.Term, func(p *progress) {
+			p.match, p.told, p.missed = max(p.match, q.LastLogIndex), max(p.told, q.LastLogIndex), false
+		})
 	}
 	return nil
 }
 
-// note takes an answer into account.
-func (t *transport) note(id raft.ServerID, term, match, told uint64) {
+// answered takes an answer that recognised the leader of a term into account, and what it says beyond that.
+func (t *transport) answered(id raft.ServerID, term uint64, says func(*progress)) {
+	t.note(id, term, func(p *progress) {
+		says(p)
+		p.contact = time.Now()
+		if p.told < p.match {
+			poke(t.news)
+		}
+	})
+}
+
+// note changes what is known of a follower in a term, unless there is a later one.
+func (t *transport) note(id raft.ServerID, term uint64, change func(*progress)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.peers[id]
@@ -133,12 +161,8 @@ func (t *transport) note(id raft.ServerID, term, match, told uint64) {
 	if p.term < term {
 		p = progress{term: term}
 	}
-	p.match, p.told = max(p.match, match), max(p.told, told)
-	p.contact = time.Now()
+	change(&p)
 	t.peers[id] = p
-	if p.told < p.match {
-		poke(t.news)
-	}
 }
 
 // of returns what is known of a follower in a term.

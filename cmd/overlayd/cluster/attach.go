@@ -188,6 +188,16 @@ func (f *Follower) attachAll(id string, n *network) error {
 	return errors.Join(errs...)
 }
 
+// hasAttached reports whether this host has interfaces on a network.
+func (f *Follower) hasAttached(network string) bool {
+	for _, a := range f.attached {
+		if a.Network == network {
+			return true
+		}
+	}
+	return false
+}
+
 // dropStale takes away the interfaces of endpoints that the managers removed, or moved to another host. After a crash the
 // copy on disk may be older than what was attached last: what it does not know yet is not stale.
 func (f *Follower) dropStale(id string, n *network) {

@@ -8,6 +8,7 @@
 //
 // Follower.Run takes the updates of the control plane in order. Another goroutine, tidy, which ends with it, tries again what
 // failed and tells the managers what they have to know: nothing that they take long to answer holds an update up.
-// Addresses.Run looks at the addresses of the host when something of its network changes, and proposes others if they have changed.
+// Addresses.Run looks at the addresses of the host when something of its network changes, and every half minute, and proposes
+// others if they have changed.
 // The other methods may be called by any number of goroutines; a mutex of the Follower serialises all changes of the VTEP.
 package cluster

@@ -273,6 +273,7 @@ func (f *Follower) openUnderlay() {
 			return
 		}
 		f.vtep, f.local, f.noVTEP = v, local, ""
+		f.lookAgain() // it may have become a member since the update that told of its node
 		for id := range f.nodes {
 			f.reached.look[id] = true
 		}
@@ -302,16 +303,6 @@ func (f *Follower) openUnderlay() {
 	if self == "" {
 		f.noVTEP, f.here = "", nil
 	}
-}
-
-// hasAttached reports whether this host has interfaces on a network.
-func (f *Follower) hasAttached(network string) bool {
-	for _, a := range f.attached {
-		if a.Network == network {
-			return true
-		}
-	}
-	return false
 }
 
 // settle makes the VTEP agree with what is known of one network, as far as it can. What it cannot is tried again.

@@ -18,6 +18,8 @@ const (
 	// while they are not what the managers know. What is found twice in a row is believed: while an interface changes, there
 	// may be none for a moment.
 	lookEvery = 2 * time.Second
+	// lookAnyway is after how long it is looked although nothing was told: routes can change without a message.
+	lookAnyway = 30 * time.Second
 	// proposeTime bounds how long the managers are asked at a time to take other addresses.
 	proposeTime = 5 * time.Second
 )
@@ -46,7 +48,8 @@ func NewAddresses(cp Membership, f *Follower, h Host, log *slog.Logger) *Address
 	return &Addresses{cp: cp, follow: f, host: h, log: log, had: map[netip.Addr]bool{}}
 }
 
-// Run looks at the addresses of the host when they, or what the managers know of them, may have changed, until ctx ends.
+// Run looks at the addresses of the host when they, or what the managers know of them, may have changed, and now and then,
+// until ctx ends.
 func (a *Addresses) Run(ctx context.Context) error {
 	changes, err := link.Watch(ctx, a.log)
 	if err != nil {
@@ -59,7 +62,7 @@ func (a *Addresses) Run(ctx context.Context) error {
 // run is Run with what tells that something of the host changed. It ends when ctx does, or changes is closed.
 func (a *Addresses) run(ctx context.Context, changes <-chan struct{}) {
 	var last time.Time // it was looked
-	due := time.After(0)
+	due, soon := time.After(0), true
 	for {
 		select {
 		case _, more := <-changes:
@@ -68,16 +71,16 @@ func (a *Addresses) run(ctx context.Context, changes <-chan struct{}) {
 			}
 		case <-a.follow.known:
 		case <-due:
-			last, due = time.Now(), nil
-			if a.look(ctx) {
+			last, due = time.Now(), time.After(lookAnyway)
+			if soon = a.look(ctx); soon {
 				due = time.After(lookEvery)
 			}
 			continue
 		case <-ctx.Done():
 			return
 		}
-		if due == nil {
-			due = time.After(time.Until(last.Add(lookEvery)))
+		if !soon {
+			due, soon = time.After(time.Until(last.Add(lookEvery))), true
 		}
 	}
 }
@@ -161,6 +164,11 @@ func (f *Follower) tellReaddressed(u controlplane.Update) {
 	if !u.Reset && !slices.ContainsFunc(u.Deltas, func(d *statev1.Delta) bool { return d.Node.GetId() == self || d.RemovedNode == self }) {
 		return
 	}
+	f.lookAgain()
+}
+
+// lookAgain has Addresses look again.
+func (f *Follower) lookAgain() {
 	select {
 	case f.known <- struct{}{}:
 	default:

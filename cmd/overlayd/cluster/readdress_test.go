@@ -155,6 +155,23 @@ func TestManagersAreAskedUntilTheyKnow(t *testing.T) {
 	r.proposes(1, "192.0.2.77")
 }
 
+// The addresses are looked at when the VTEP is opened: a host that has just made a cluster learns of its node before it is one.
+func TestAddressesAreLookedAtWhenTheVTEPOpens(t *testing.T) {
+	w := newWorld(t)
+	w.v.fail["open"] = errFake
+	w.tell(true, node(w.self, "192.0.2.10"))
+	<-w.known
+	w.tidy(t.Context())
+	if len(w.known) > 0 {
+		t.Error("it is looked again although nothing changed")
+	}
+	delete(w.v.fail, "open")
+	w.tidy(t.Context())
+	if len(w.known) == 0 {
+		t.Error("it is not looked again")
+	}
+}
+
 // Of a stated address that is gone the log tells once, and of each time that it goes.
 func TestLossOfAStatedAddressIsTold(t *testing.T) {
 	r := newReaddressed(t, "192.0.2.10", "192.0.2.10", false)
@@ -234,8 +251,7 @@ func (m *telling) Propose(_ context.Context, c *statev1.Command) (*statev1.Resul
 	return &statev1.Result{}, nil
 }
 
-// The addresses are looked at when the kernel says that something changed, or the managers know others, until both agree; and
-// not otherwise.
+// The addresses are looked at when the kernel says that something changed, or the managers know others, until both agree.
 func TestAddressesAreLookedAtAfterChanges(t *testing.T) {
 	r := newReaddressed(t, "192.0.2.10", "", true)
 	h, m := &slowHost{routed: r.h}, &telling{told: make(chan []string)}
