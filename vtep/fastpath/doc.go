@@ -18,8 +18,8 @@
 // # Order
 //
 // A packet on the fast path would overtake those of its flow that are still on the slow one. Therefore flows go through
-// gates, thousands of them, by a hash. A gate counts what was left to userspace, and userspace counts what of that it
-// has dealt with; while the two differ the fast path is closed for the flows of that gate. As programs and userspace must agree on what is
+// gates, thousands of them, by a hash. A gate counts what was left to userspace, but for what is no frame, such as probes
+// of the path, and userspace counts what of that it has dealt with; while the two differ the fast path is closed for the flows of that gate. As programs and userspace must agree on what is
 // counted, the little parsing that there is exists twice, in BPF (program.inner) and in Go (Table.inner). What the
 // kernel drops in between would close a gate for good: see Table.Settle. What opens a gate is that userspace has handed a packet to the
 // kernel. If another core than the sender's is still busy with that, the next packet may come first, as it may whenever the

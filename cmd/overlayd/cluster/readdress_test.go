@@ -276,7 +276,11 @@ func TestAddressesAreLookedAtAfterChanges(t *testing.T) {
 	proposes("192.0.2.77")
 	proposes("192.0.2.77") // the managers do not know it yet
 	r.tell(false, node(r.self, "192.0.2.77"))
+	end := time.Now().Add(time.Minute)
 	for agreed := false; !agreed; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("what the managers know is not taken for what there is")
+		}
 		select {
 		case <-m.told: // that was under way
 		default:
