@@ -21,6 +21,8 @@ type calm struct {
 	busy  atomic.Int64  // until then rounds are made, since epoch
 	wake  chan struct{} // capacity 1: busy was moved
 	done  chan struct{} // closed by end
+
+	rested time.Time // when the last rest ended, by plan; of memberlist's goroutine that probes
 }
 
 func newCalm(after time.Duration) *calm {
@@ -38,9 +40,12 @@ func (c *calm) stir() {
 	}
 }
 
+// quiet reports whether there was no sign for some time.
+func (c *calm) quiet() bool { return int64(time.Since(c.epoch)) >= c.busy.Load() }
+
 // wait returns when rounds are to be made: at once, or else when stir or end is called.
 func (c *calm) wait() {
-	for int64(time.Since(c.epoch)) >= c.busy.Load() {
+	for c.quiet() {
 		select {
 		case <-c.wake: // which may be from long ago
 		case <-c.done:
@@ -49,7 +54,34 @@ func (c *calm) wait() {
 	}
 }
 
-// end lets the round that waits go, and none wait any more. It must be called once.
+// rest holds memberlist up after a probe that was answered after took, until the clock shows a whole multiple of every, the
+// interval of probes: then this process does all that it does again and again. memberlist's own tick comes meanwhile, unheard,
+// so that the next probe follows at once. There is one in each interval as without this; only the first rest is longer, less
+// than twice the interval. It does not rest while there are signs: a member that may be lost is probed by memberlist's ticks
+// alone.
+func (c *calm) rest(every, took time.Duration) {
+	if !c.quiet() {
+		return
+	}
+	now := time.Now()
+	least := now.Add(every) // by which memberlist's tick has come
+	if ago := now.Sub(c.rested); ago-took < every/10 {
+		// This probe was made by a tick that came during the last rest, and there will be another by the end of this one, which
+		// is whole if nobody has set the clock.
+		least = now.Add(every - ago - every/10)
+	}
+	c.rested = least.Add(untilWhole(least, every))
+	select {
+	case <-time.After(c.rested.Sub(now)):
+	case <-c.done:
+	}
+}
+
+// untilWhole returns how long it is until the clock shows a whole multiple of d.
+func untilWhole(now time.Time, d time.Duration) time.Duration { return d - now.Sub(now.Truncate(d)) }
+
+// end lets what waits go, and nothing wait any more. It must be called once, after memberlist was told to shut down: what
+// rests until then makes one more probe otherwise.
 func (c *calm) end() { close(c.done) }
 
 // tellsOfMembers reports whether a part that goes by means that memberlist has something to say, or may have soon.

@@ -71,9 +71,10 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) { d.g.heed(b) }
 // AckPayload implements memberlist.PingDelegate.
 func (d delegate) AckPayload() []byte { return d.g.claim().append(nil) }
 
-// NotifyPingComplete implements memberlist.PingDelegate.
-func (d delegate) NotifyPingComplete(_ *memberlist.Node, _ time.Duration, payload []byte) {
+// NotifyPingComplete implements memberlist.PingDelegate. memberlist calls it at the end of a probe.
+func (d delegate) NotifyPingComplete(_ *memberlist.Node, took time.Duration, payload []byte) {
 	d.g.heed(payload)
+	d.g.calm.rest(d.g.cfg.Timing.Probe, took)
 }
 
 // NotifyAlive implements memberlist.AliveDelegate. A node that is let in although it speaks no version in common

@@ -52,7 +52,8 @@
 // end and returns, and a probe that is under way waits for its deadline first (1 s, and up to 4 s on a node
 // that has lately lost probes). They touch nothing any more: the transport is closed, and callbacks are cut off.
 //
-// While nothing happens memberlist's loop of rounds is held up in its question for messages, see calm.go.
+// While nothing happens memberlist's loop of rounds is held up in its question for messages, and its loop of probes at the end
+// of each until the next whole Timing.Probe of the clock, see calm.go.
 //
 // Deadlines of memberlist itself: a node is suspect when a probe fails, and dead when nobody has heard of it
 // for Timing.Suspicion more; 30 s later memberlist has forgotten it. Two halves of a cluster that have forgotten

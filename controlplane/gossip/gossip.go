@@ -245,8 +245,8 @@ func (g *Gossip) Close() error {
 	if g.closed.Swap(true) {
 		return nil
 	}
+	err := g.list.Shutdown() // before calm ends, or else the probe that rests there would be made, and fail
 	g.calm.end()
-	err := g.list.Shutdown()
 	g.joins.Wait()
 	if err != nil {
 		return fmt.Errorf("closing gossip: %w", err)

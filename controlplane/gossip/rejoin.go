@@ -31,7 +31,7 @@ func rejoinAfter() time.Duration {
 // rejoin is the goroutine "rejoin". A partition that lasts makes both sides forget the other one. Then nobody
 // talks across, healed or not, unless somebody who knows from elsewhere who should be there tries again and again.
 func (g *Gossip) rejoin(ctx context.Context) {
-	tend := time.NewTicker(tendEvery)
+	tend := time.NewTimer(untilWhole(time.Now(), tendEvery))
 	defer tend.Stop()
 	next := time.NewTimer(g.cfg.RejoinAfter())
 	defer next.Stop()
@@ -44,6 +44,7 @@ func (g *Gossip) rejoin(ctx context.Context) {
 				g.sockets.tend(g.cfg.Log)
 			}
 			g.look(&m)
+			tend.Reset(untilWhole(time.Now(), tendEvery))
 		case <-next.C:
 			targets := g.look(&m)
 			rand.Shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })

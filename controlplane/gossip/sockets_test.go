@@ -132,6 +132,42 @@ func TestSockets(t *testing.T) {
 	}
 }
 
+// A node that has been quiet, and whose memberlist rests until the next probe, is closed without another one: it could only
+// fail, and have a member suspected that is there.
+func TestCloseWhileItRests(t *testing.T) {
+	const probe = time.Second // as it is without Timing
+	var log logBuffer
+	c := &cluster{t: t}
+	t.Cleanup(c.close)
+	for i := range 3 {
+		addr := freePort(t, "127.0.0.1")
+		nd := &node{id: idOf(i), addr: addr, got: map[string]int{}, behind: map[string]gossip.Digest{}}
+		cfg := nd.config()
+		cfg.Bind = []netip.AddrPort{addr}
+		if i == 1 {
+			cfg.Log = log.logger()
+		}
+		nd.open(t, cfg)
+		c.nodes = append(c.nodes, nd)
+	}
+	c.join()
+	within(t, 20*time.Second, "all know each other", func() bool { return full(c.nodes) })
+	time.Sleep(10 * probe) // it is quiet after 9 without a sign: this is its first rest
+	// Long after a probe, so that memberlist's tick for the next has come, and not so near to it that it may be under way.
+	within(t, 20*time.Second, "it is the time between two probes", func() bool {
+		now := time.Now()
+		into := now.Sub(now.Truncate(probe))
+		return into > 85*probe/100 && into < 95*probe/100
+	})
+	closing := c.nodes[1]
+	before, sent := log.String(), closing.Stats().PacketsSent
+	closing.stop()
+	time.Sleep(2 * probe)
+	if n := closing.Stats().PacketsSent - sent; n != 0 || log.String() != before {
+		t.Errorf("%d packets were sent, and it said\n%s", n, strings.TrimPrefix(log.String(), before))
+	}
+}
+
 func TestPortIsTaken(t *testing.T) {
 	c := onSockets(t, 1, "127.0.0.1", nil)
 	n := &node{id: idOf(5), addr: c.nodes[0].addr}
