@@ -15,10 +15,10 @@ import (
 // of hashicorp/raft are due. These are left for when its main loop is busy with the disk.
 const (
 	slowFactor = 3
-	// beatShare is the part of Timing.Heartbeat between two heartbeats of beat, in tenths. A follower that misses two of these
-	// in a row has still heard from its leader in time. hashicorp/raft itself waits for slowFactor tenths at least and for twice
-	// that at most: when its heartbeats have to do, a follower can afford to miss none.
-	beatShare = 3
+	// beatsPerTimeout is how many heartbeats beat sends in Timing.Heartbeat. A follower that misses two of these in a row has
+	// still heard from its leader in time. hashicorp/raft itself waits for slowFactor tenths of it at least and for twice that at
+	// most: when its heartbeats have to do, a follower can afford to miss none.
+	beatsPerTimeout = 4
 )
 
 // beats is what decides on the heartbeats of a session.
@@ -114,7 +114,7 @@ func (s *session) beat(ctx context.Context) {
 		s.pace()
 		var due <-chan time.Time
 		if s.isLeader() && s.hasOtherVoters() {
-			due = time.After(beatShare * s.r.cfg.Timing.Heartbeat / 10)
+			due = time.After(untilWhole(time.Now(), s.r.cfg.Timing.Heartbeat/beatsPerTimeout))
 		}
 		select {
 		case <-due:
@@ -125,3 +125,7 @@ func (s *session) beat(ctx context.Context) {
 		}
 	}
 }
+
+// untilWhole returns how long it is until the clock shows a whole multiple of d. What is done again and again is done then, by
+// whoever does it: this process then wakes once for all of it, and so do those that hear of it.
+func untilWhole(now time.Time, d time.Duration) time.Duration { return d - now.Sub(now.Truncate(d)) }

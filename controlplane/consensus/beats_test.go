@@ -268,16 +268,48 @@ func TestBeatsOfOneVoter(t *testing.T) {
 			}
 			return d
 		}
-		if d := longest(); d > beatShare*tempo.Heartbeat/10 {
+		if d := longest(); d > tempo.Heartbeat/beatsPerTimeout {
 			t.Errorf("a non-voter did not hear from its leader for %v", d)
 		}
 		vote.Store(true)
 		c.awaitVoters(2)
-		if d := longest(); d > beatShare*tempo.Heartbeat/10 {
+		if d := longest(); d > tempo.Heartbeat/beatsPerTimeout {
 			t.Errorf("a voter that was promoted did not hear from its leader for %v", d)
 		}
 		if got := s.raft.ReloadableConfig().HeartbeatTimeout; got != slowFactor*tempo.Heartbeat {
 			t.Errorf("the timeout of the leader is %v", got)
+		}
+	})
+}
+
+// Heartbeats go out when the clock shows a whole multiple of what lies between them.
+func TestBeatsAreWhole(t *testing.T) {
+	skipInRealTime(t)
+	inTime(t, func(t *testing.T) {
+		c := newCluster(t, 3, nil)
+		c.start()
+		lead := c.awaitLeader()
+		time.Sleep(10 * tempo.Heartbeat)
+		apart := tempo.Heartbeat / beatsPerTimeout
+		s := lead.raft.current()
+		type message struct {
+			from string
+			at   time.Time
+		}
+		heard := map[message]bool{}
+		for end := time.Now().Add(100 * apart); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			for _, n := range c.others() {
+				heard[message{n.id, s.trans.of(n.id, s.raft.CurrentTerm()).contact}] = true
+			}
+		}
+		whole := 0
+		for m := range heard {
+			if m.at.Sub(m.at.Truncate(apart)) < apart/5 {
+				whole++
+			}
+		}
+		if whole < 190 || len(heard)-whole > 60 { // now and then there are messages of another kind
+			t.Errorf("of %d messages, %d were at a whole multiple of %v", len(heard), whole, apart)
 		}
 	})
 }

@@ -21,9 +21,10 @@
 //   - A leader whose disk is slow hands leadership over. One whose disk hangs stops its heartbeats, because nothing
 //     else would make the others elect a new leader.
 //   - It is quiet when nothing happens. hashicorp/raft has two timers for each follower, and each of their messages wakes
-//     two managers. Here all heartbeats go out at once and less often (beats.go), and what was committed is told when it
-//     was (commits.go), so that the other timer may be slow. What did not arrive is sent again when the follower answers,
-//     and need not wait for that timer. The disk, the servers and who leads are looked at after something happened.
+//     two managers. Here all heartbeats go out at once, less often, and when the clock shows a whole multiple of their interval
+//     (beats.go), and what was committed is told when it was (commits.go), so that the other timer may be slow. What did not
+//     arrive is sent again when the follower answers, and need not wait for that timer. The disk, the servers and who leads are
+//     looked at after something happened.
 //   - A stranger or a frozen peer cannot hold the main loop of Raft: reads in the middle of a message, above all of a
 //     snapshot, have a deadline.
 //
