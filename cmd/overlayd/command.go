@@ -32,6 +32,7 @@ type system struct {
 	open   func(vtep.Config) (tunnel, error)
 	facts  func() (config.Facts, error)
 	notify func(state string) error // to the service manager
+	relax  func() error             // has the process cost less while nothing happens
 }
 
 // usageError is a fault of the command line.

@@ -30,6 +30,7 @@ func main() {
 		},
 		facts:  hostFacts,
 		notify: func(state string) error { _, err := daemon.SdNotify(false, state); return err },
+		relax:  relaxMonitor,
 	}))
 }
 

@@ -125,6 +125,9 @@ func serve(ctx context.Context, cfg *config.Config, sys system, log *slog.Logger
 	if ctx.Err() == nil {
 		log.Info("ready", readyAttrs(cfg, tun, scrape, version.Version)...)
 		tell(sys, log, daemon.SdNotifyReady+"\nSTATUS="+strconv.Itoa(len(cfg.Networks))+" networks")
+		if err := sys.relax(); err != nil {
+			log.Info("an idle daemon costs more than it could", "error", err)
+		}
 	}
 	<-ctx.Done()
 	stop() // a second signal ends the process at once
