@@ -68,8 +68,8 @@ func (p *Prober) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-p.wake:
 		}
-		now, next := p.turn()
-		timer.Reset(max(next.Sub(now), granularity))
+		_, next := p.turn()
+		timer.Reset(max(next.Sub(p.cfg.Now()), granularity))
 	}
 }
 
@@ -126,7 +126,7 @@ func (p *Prober) takeAsked(now time.Time) {
 func (p *Prober) lookUp(now time.Time) {
 	e := p.engine
 	if !now.Before(e.nextTraffic) {
-		e.nextTraffic = now.Add(trafficInterval)
+		e.nextTraffic = now.Add(untilWhole(now, trafficInterval))
 		for _, peer := range e.order {
 			if count := p.cfg.Traffic(peer.address); count != peer.traffic {
 				p.mu.Lock()
@@ -155,6 +155,10 @@ func (p *Prober) lookUp(now time.Time) {
 		}
 	}
 }
+
+// untilWhole returns how long it is until the clock shows a whole multiple of d. What is done again and again is done then, by
+// whoever does it: this process then wakes once for all of it.
+func untilWhole(now time.Time, d time.Duration) time.Duration { return d - now.Sub(now.Truncate(d)) }
 
 // send sends what is to be sent, and reports whether the host refused anything as too large.
 func (p *Prober) send(now time.Time) (refused bool) {

@@ -302,7 +302,14 @@ func TestSleepsWithoutPeers(t *testing.T) {
 	if x.prober.Counters().ProbesLost == lost {
 		t.Error("probes that were under way are not counted as lost")
 	}
+	w.run(123 * ms)
 	x.setPeers(peerAt(addrB))
 	w.paths[pair{addrA, addrB}].cut = false
 	exactly(t, w, x, y, addrA, addrB, 1500, 3*time.Second)
+	for range 20 {
+		w.run(773 * ms)
+		if at := x.prober.engine.nextTraffic; !at.Equal(at.Truncate(trafficInterval)) || at.Sub(w.now) > trafficInterval {
+			t.Errorf("at %v it looks for traffic at %v, want a whole multiple of %v", w.now, at, trafficInterval)
+		}
+	}
 }
