@@ -2,6 +2,7 @@ package forward
 
 import (
 	"bytes"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -10,7 +11,9 @@ import (
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/frametest"
+	"github.com/overlayd/overlayd/dataplane/gso"
 	"github.com/overlayd/overlayd/dataplane/header"
+	"github.com/overlayd/overlayd/dataplane/mtu"
 )
 
 func TestEgressWrapsAndFloods(t *testing.T) {
@@ -92,6 +95,61 @@ func TestEgressCutsSuperframes(t *testing.T) {
 			w.checkLaw(t)
 		})
 	}
+}
+
+// TestEgressMakesTrains looks at which superframes are copied: those of short frames, as long as there is room.
+func TestEgressMakesTrains(t *testing.T) {
+	const payload, headers = 60000, 50 * (header.VXLANLen + 54)
+	for name, c := range map[string]struct {
+		size, arena, pieces int
+		flooded             bool
+	}{
+		"short frames":           {1398, arenaSize, 1, false},
+		"long frames":            {trainMost, arenaSize, 2, false},
+		"the longest in a train": {trainMost - 54, arenaSize, 1, false},
+		"no room for payload":    {1398, headers + payload/2, 2, false},
+		"flooded":                {1398, arenaSize, 2, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, full, peerA)
+			w.setPath(t, peerA, 9000)
+			if !c.flooded {
+				w.net.FDB.SetStatic(frametest.MAC(2), w.id(t, peerA))
+			}
+			w.egress.arena = gso.NewArena(make([]byte, c.arena))
+			h, b := frametest.TCP4(frametest.Opts{Payload: payload}).Offload(c.size)
+			want, err := frametest.Segments(b, c.size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := w.send(t, fromTAP(h, b))
+			if n := w.egress.Sends[0].PerDatagram; n != c.pieces {
+				t.Errorf("%d pieces a datagram, want %d", n, c.pieces)
+			}
+			if !slices.EqualFunc(got, want, func(d, f []byte) bool { return bytes.Equal(d, encap(testVNI, f)) }) {
+				t.Errorf("%d datagrams, want %d, or others", len(got), len(want))
+			}
+			w.checkLaw(t)
+		})
+	}
+}
+
+// TestEgressFloodsManySizes has superframes cut anew for each of many peers, which must not use up the memory.
+func TestEgressFloodsManySizes(t *testing.T) {
+	var peers []netip.Addr
+	for i := range uint16(40) {
+		peers = append(peers, frametest.IP4(200+i))
+	}
+	w := newWorld(t, full, peers...)
+	for i, p := range peers {
+		w.setPath(t, p, mtu.PathMTU(1500-100*(i%2)))
+	}
+	h, b := frametest.TCP4(frametest.Opts{Payload: 60000}).Offload(1398)
+	w.send(t, fromTAP(h, b), fromTAP(h, b))
+	if n := w.dropped(GSOUnsupported); n != 0 {
+		t.Errorf("%d frames were dropped", n)
+	}
+	w.checkLaw(t)
 }
 
 func TestEgressNeverExceedsOneSend(t *testing.T) {

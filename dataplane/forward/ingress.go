@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"encoding/binary"
 	"maps"
 	"net/netip"
 
@@ -63,25 +64,27 @@ type Ingress struct {
 	// Datagrams counts the datagrams of the last batch.
 	Datagrams int
 
-	tables  *Tables
-	samples *Samples
-	drops   *Drops // of datagrams that belong to no network
-	opt     Options
-	outlets map[addr.VNI]*outlet
-	last    *outlet // of the frame before, which nearly always is that of this one
-	used    []*outlet
-	cut     [][]byte
-	arena   *gso.Arena
-	view    *view
-	removed uint64 // view.removals, when outlets were last gone through
-	now     int64
-	seconds uint32
-	p       frame.Parsed
-	from    netip.Addr // outer source of the buffer in hand, and
-	vtep    fdb.VTEPID // its number, if
-	known   bool       // it has one
-	tos     uint8
-	learned struct { // what was learned last in this batch, to do it once a train
+	tables     *Tables
+	samples    *Samples
+	drops      *Drops // of datagrams that belong to no network
+	opt        Options
+	outlets    map[addr.VNI]*outlet
+	last       *outlet // of the frame before, which nearly always is that of this one
+	lead       *outlet // that of the datagram before in the same train, if it was delivered as it is, and
+	leadHeader uint64  // its VXLAN header
+	used       []*outlet
+	cut        [][]byte
+	arena      *gso.Arena
+	view       *view
+	removed    uint64 // view.removals, when outlets were last gone through
+	now        int64
+	seconds    uint32
+	p          frame.Parsed
+	from       netip.Addr // outer source of the buffer in hand, and
+	vtep       fdb.VTEPID // its number, if
+	known      bool       // it has one
+	tos        uint8
+	learned    struct { // what was learned last in this batch, to do it once a train
 		mac  addr.MAC
 		vtep fdb.VTEPID
 		net  *Network
@@ -140,7 +143,7 @@ func (in *Ingress) receive(r *Received) {
 			in.view.vteps[in.vtep].heard.Store(in.now) // once a batch and source
 		}
 	}
-	in.tos = r.TOS
+	in.tos, in.lead = r.TOS, nil
 	b := r.Data
 	if r.Stride <= 0 || r.Stride >= len(b) {
 		in.Datagrams++
@@ -166,9 +169,25 @@ func (in *Ingress) receive(r *Received) {
 	for len(b) > 0 {
 		n := min(r.Stride, len(b))
 		in.Datagrams++
-		in.datagram(b[:n:n], 0)
+		if !in.following(b[:n:n]) {
+			in.datagram(b[:n:n], 0)
+		}
 		b = b[n:]
 	}
+}
+
+// following takes the datagram b if it is like the last of the same train that was delivered, but for where its frame is in
+// its flow. All that is decided here depends on what is the same, and so need not be decided again. It reports
+// whether it has.
+func (in *Ingress) following(b []byte) bool {
+	const outer = header.VXLANLen
+	o := in.lead
+	if o == nil || len(b) < outer || binary.BigEndian.Uint64(b) != in.leadHeader || !o.gro.Continue(b[outer:]) {
+		return false
+	}
+	o.in.frames++
+	o.in.bytes += len(b) - outer
+	return true
 }
 
 // datagram handles one VXLAN datagram. size is the segment size of the superframe in it, if it is known.
@@ -304,6 +323,7 @@ func (in *Ingress) deliver(o *outlet, b []byte, size int, sum gso.Checksum) {
 			sum = gso.Complete
 		}
 		o.gro.Add(f, p, sum)
+		in.lead, in.leadHeader = o, binary.BigEndian.Uint64(b)
 		return
 	}
 	if p.Proto == header.ProtoTCP && tap.Super.TCP || p.Proto == header.ProtoUDP && tap.Super.UDP {

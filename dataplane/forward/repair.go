@@ -146,6 +146,7 @@ func (e *Egress) fragment(b []byte, size, room int, s Send) int {
 		return frames
 	}
 	first := e.frags.first
+	s.PerDatagram = 2
 	for range n - 1 {
 		e.emit(s, first, perFull, hlen, part, full)
 		first += 2 * perFull

@@ -36,11 +36,12 @@ type Item struct {
 	Frames  int
 	Bytes   int
 
-	first  []byte // the first frame, whose headers are those of the item
-	parsed frame.Parsed
-	size   int    // payload of each frame, but for the last
-	next   uint32 // TCP sequence number that the next frame must have
-	id     uint16 // IPv4 identification of the last frame
+	first  []byte       // the first frame, whose headers are those of the item, and
+	parsed frame.Parsed // what it is parsed into
+	end    int          // of the item: that of the first frame, and the payloads of all others
+	size   int          // payload of each frame, but for the last
+	next   uint32       // TCP sequence number that the next frame must have
+	id     uint16       // IPv4 identification of the last frame
 	merged bool
 }
 
@@ -51,6 +52,7 @@ type Coalescer struct {
 	n     int
 	open  [maxOpen]int // indices into items, most recently used first
 	nopen int
+	last  *Item // to which the frame before was added, if it is still open
 }
 
 // New makes a Coalescer for a receiver that takes these kinds.
@@ -59,7 +61,7 @@ func New(kinds Kinds) *Coalescer {
 }
 
 // Reset begins a new batch. The items of the last one become invalid.
-func (c *Coalescer) Reset() { c.n, c.nopen = 0, 0 }
+func (c *Coalescer) Reset() { c.n, c.nopen, c.last = 0, 0, nil }
 
 // Items finishes the batch and returns what is to be written, in order. It is valid until Reset. The first
 // frame of each superframe has had its headers rewritten.
@@ -71,13 +73,14 @@ func (c *Coalescer) Items() []Item {
 			items[i].merged = false
 		}
 	}
-	c.nopen = 0
+	c.nopen, c.last = 0, nil
 	return items
 }
 
 // Add takes the frame b, whose transport checksum is in the given state, which must not be gso.Wrong. p
 // must come from parsing b. b must stay as it is until the items have been written.
 func (c *Coalescer) Add(b []byte, p *frame.Parsed, sum gso.Checksum) {
+	c.last = nil
 	if p.PayloadOff == 0 {
 		// It may be a fragment of a flow that has an open item: nothing that follows may overtake it.
 		c.nopen = 0
@@ -96,18 +99,41 @@ func (c *Coalescer) Add(b []byte, p *frame.Parsed, sum gso.Checksum) {
 		c.touch(i)
 		if it.full() || p.TCPFlags&(header.TCPPsh|header.TCPFin) != 0 || p.End-int(p.PayloadOff) < it.size {
 			c.close(0)
+			return
 		}
+		c.last = it
 		return
 	}
 	at := c.push(b, p, sum)
 	if c.mergeable(b, p, sum) && p.TCPFlags&(header.TCPPsh|header.TCPFin) == 0 {
 		c.opened(at)
+		if it := &c.items[at]; !it.full() {
+			c.last = it
+		}
 	}
+}
+
+// Continue takes the frame b if it is what the frame of the last Add would be further on in its flow: of the same length,
+// with the same headers but for what says where in the flow it is, and with checksums that are right. It reports whether
+// it has. What has been decided on that frame by its headers goes for b then, which need not be parsed. b must stay as it is
+// until the items have been written.
+func (c *Coalescer) Continue(b []byte) bool {
+	it := c.last
+	if it == nil || !it.continuedBy(b) || gso.Verify(b, &it.parsed) != gso.Complete {
+		return false
+	}
+	it.take(b, &it.parsed)
+	if it.full() {
+		c.close(0)
+		c.last = nil
+	}
+	return true
 }
 
 // AddSuperframe takes a frame that already is a superframe of frames with size bytes of payload each. p must
 // come from parsing b and gso.Splittable hold.
 func (c *Coalescer) AddSuperframe(b []byte, p *frame.Parsed, size int) {
+	c.last = nil
 	for i := range c.open[:c.nopen] {
 		if sameFlow(&c.items[c.open[i]], b, p) {
 			c.close(i)
@@ -125,7 +151,7 @@ func (c *Coalescer) AddSuperframe(b []byte, p *frame.Parsed, size int) {
 
 // AddCut takes frames that gso.Split made: two pieces each, checksums complete. They are written one by one.
 func (c *Coalescer) AddCut(pieces [][]byte) {
-	c.nopen = 0
+	c.nopen, c.last = 0, nil
 	for ; len(pieces) >= 2; pieces = pieces[2:] {
 		it := c.item()
 		it.Pieces = append(it.Pieces, pieces[0], pieces[1])
@@ -152,7 +178,7 @@ func (c *Coalescer) push(b []byte, p *frame.Parsed, sum gso.Checksum) int {
 	it := c.item()
 	it.Pieces = append(it.Pieces, b)
 	it.Frames, it.Bytes = 1, len(b)
-	it.first, it.parsed = b, *p
+	it.first, it.parsed, it.end = b, *p, p.End
 	it.size = p.End - int(p.PayloadOff)
 	switch sum {
 	case gso.Partial:
@@ -208,37 +234,79 @@ func (it *Item) join(b []byte, p *frame.Parsed) bool {
 	f, q := it.first, &it.parsed
 	n := p.End - int(p.PayloadOff)
 	l3 := int(p.L3Off)
-	if n > it.size || q.End-l3+n > maxPacket || !bytes.Equal(b[:l3], f[:l3]) {
+	if n > it.size || it.end-l3+n > maxPacket || !bytes.Equal(b[:l3], f[:l3]) {
 		return false
 	}
 	if p.L3 == frame.IPv4 {
-		id := binary.BigEndian.Uint16(b[l3+4:])
-		dontFragment := b[l3+6]&0x40 != 0
-		// The identification means nothing where fragmentation is forbidden (RFC 6864, section 4.1).
-		if b[l3+1] != f[l3+1] || b[l3+8] != f[l3+8] || b[l3+6] != f[l3+6] || !dontFragment && id != it.id+1 {
+		if b[l3+1] != f[l3+1] || b[l3+8] != f[l3+8] || b[l3+6] != f[l3+6] || !it.identified(b) {
 			return false
 		}
-		it.id = id
 	} else if binary.BigEndian.Uint32(b[l3:]) != binary.BigEndian.Uint32(f[l3:]) || b[l3+7] != f[l3+7] {
 		return false
 	}
 	if p.Proto == header.ProtoTCP {
-		if !it.continuesTCP(b[p.L4Off:p.PayloadOff], f[p.L4Off:p.PayloadOff]) {
+		if !it.continuesTCP(b[p.L4Off:p.PayloadOff], f[p.L4Off:q.PayloadOff]) {
 			return false
 		}
-		it.next += uint32(n)
 		f[p.L4Off+13] |= p.TCPFlags & (header.TCPPsh | header.TCPFin)
 	}
+	it.take(b, p)
+	return true
+}
+
+// identified reports whether the identification of the IPv4 packet in b is that of the one behind the item. It means
+// nothing where fragmentation is forbidden (RFC 6864, section 4.1).
+func (it *Item) identified(b []byte) bool {
+	ip := header.IPv4(b[it.parsed.L3Off:])
+	return ip.DontFragment() || binary.BigEndian.Uint16(ip[4:]) == it.id+1
+}
+
+// take appends b, which continues the item.
+func (it *Item) take(b []byte, p *frame.Parsed) {
 	if !it.merged {
 		it.merged = true
-		it.Bytes = q.End
-		it.Pieces[0] = f[:q.End] // superframes carry no Ethernet padding
+		it.Bytes = it.end
+		it.Pieces[0] = it.first[:it.end] // superframes carry no Ethernet padding
 	}
 	it.Pieces = append(it.Pieces, b[p.PayloadOff:p.End])
 	it.Frames++
 	it.Bytes += p.End
-	q.End += n
-	return true
+	n := p.End - int(p.PayloadOff)
+	it.end += n
+	it.next += uint32(n)
+	if p.L3 == frame.IPv4 {
+		it.id = binary.BigEndian.Uint16(b[p.L3Off+4:])
+	}
+}
+
+// continuedBy reports whether b has the length of the first frame and, but for where it is in the flow, its headers. That of
+// IPv4 has a checksum that is right; that of TCP or UDP is not looked at, and neither is the payload.
+func (it *Item) continuedBy(b []byte) bool {
+	f, p := it.first, &it.parsed
+	l3, l4 := int(p.L3Off), int(p.L4Off)
+	if len(b) != p.End || !bytes.Equal(b[:l3+4], f[:l3+4]) {
+		return false
+	}
+	if p.L3 == frame.IPv4 {
+		// What follows the identification, but for the checksum. That there are no options is what opens an item.
+		if binary.BigEndian.Uint32(b[l3+6:]) != binary.BigEndian.Uint32(f[l3+6:]) ||
+			binary.BigEndian.Uint64(b[l3+12:]) != binary.BigEndian.Uint64(f[l3+12:]) ||
+			!it.identified(b) || checksum.Checksum(b[l3:l4]) != 0 {
+			return false
+		}
+	} else if !bytes.Equal(b[l3+4:l4], f[l3+4:l4]) {
+		return false
+	}
+	if binary.BigEndian.Uint32(b[l4:]) != binary.BigEndian.Uint32(f[l4:]) {
+		return false
+	}
+	if p.Proto == header.ProtoUDP {
+		return binary.BigEndian.Uint16(b[l4+4:]) == binary.BigEndian.Uint16(f[l4+4:])
+	}
+	const urgent = 18 // the urgent pointer, and behind it the options
+	return binary.BigEndian.Uint32(b[l4+4:]) == it.next &&
+		binary.BigEndian.Uint64(b[l4+8:]) == binary.BigEndian.Uint64(f[l4+8:]) &&
+		bytes.Equal(b[l4+urgent:p.PayloadOff], f[l4+urgent:p.PayloadOff])
 }
 
 // continuesTCP compares two TCP headers: sequence in line, and all else the same, lengths too, but for PSH, FIN
@@ -258,12 +326,13 @@ func (it *Item) full() bool {
 	if it.parsed.Proto == header.ProtoUDP {
 		most = maxUDPFrames
 	}
-	return it.Frames == most || it.parsed.End-int(it.parsed.L3Off)+it.size > maxPacket
+	return it.Frames == most || it.end-int(it.parsed.L3Off)+it.size > maxPacket
 }
 
 // finish rewrites the headers of the first frame into those of the superframe.
 func (it *Item) finish() {
 	f, p := it.first, &it.parsed
+	p.End = it.end
 	ip := f[p.L3Off:]
 	if p.L3 == frame.IPv4 {
 		old, now := binary.BigEndian.Uint16(ip[2:]), uint16(p.End-int(p.L3Off))

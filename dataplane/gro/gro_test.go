@@ -3,8 +3,10 @@ package gro_test
 import (
 	"testing"
 
+	"github.com/overlayd/overlayd/dataplane/frame"
 	ft "github.com/overlayd/overlayd/dataplane/frametest"
 	. "github.com/overlayd/overlayd/dataplane/gro"
+	"github.com/overlayd/overlayd/dataplane/gso"
 	"github.com/overlayd/overlayd/dataplane/header"
 )
 
@@ -277,6 +279,24 @@ func TestSuperframeOfAnotherFlow(t *testing.T) {
 	x.add(s.next(1000))
 	if got := counts(x.finish()); !same(got, []int{2, 5}) {
 		t.Errorf("items of %v frames, want [2 5]", got)
+	}
+}
+
+// What would make a packet longer than a header can state does not continue an item.
+func TestContinueTooLong(t *testing.T) {
+	for _, udp := range []bool{false, true} {
+		s := newStream()
+		s.udp = udp
+		c := New(both)
+		first, second := s.next(40000), s.next(40000)
+		var p frame.Parsed
+		if p.Parse(first) != frame.Sound {
+			t.Fatal("not sound")
+		}
+		c.Add(first, &p, gso.Verify(first, &p))
+		if c.Continue(second) {
+			t.Errorf("UDP %v: an item of %d bytes", udp, c.Items()[0].Bytes)
+		}
 	}
 }
 

@@ -1,6 +1,6 @@
 package gso
 
-// Arena hands out pieces of one block of memory for headers. Everything that it gave is valid until Reset.
+// Arena hands out pieces of one block of memory, for headers and for trains. Everything that it gave is valid until Reset.
 // It is for one goroutine.
 type Arena struct {
 	mem  []byte

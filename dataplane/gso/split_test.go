@@ -66,7 +66,34 @@ func split(t tb, b []byte, p *frame.Parsed, size int) [][]byte {
 		at += len(payload)
 		out = append(out, append(bytes.Clone(h[len(prefix):]), payload...))
 	}
+	wantTrain(t, prefix, b, p, size, out)
 	return out
+}
+
+// wantTrain looks at whether Train makes the same frames, one behind another in memory.
+func wantTrain(t tb, prefix, b []byte, p *frame.Parsed, size int, want [][]byte) {
+	t.Helper()
+	before := bytes.Clone(b)
+	mem := make([]byte, len(want)*(len(prefix)+int(p.PayloadOff))+Payload(p))
+	a := NewArena(mem)
+	got := Train([][]byte{{7}}, a, prefix, b, p, size)
+	if len(got) != 1+len(want) || a.Alloc(1) != nil || !bytes.Equal(b, before) {
+		t.Fatalf("%d pieces for %d segments, %d bytes of %d used", len(got), len(want), a.Mark(), len(mem))
+	}
+	for i, d := range got[1:] {
+		if !bytes.Equal(d, append(bytes.Clone(prefix), want[i]...)) || cap(d) != len(d) {
+			t.Fatalf("segment %d of a train is another", i)
+		}
+		if &d[0] != &mem[0] {
+			t.Fatalf("segment %d is not behind the one before", i)
+		}
+		mem = mem[len(d):]
+	}
+	mem = make([]byte, a.Mark()-1)
+	a = NewArena(mem)
+	if Train(nil, a, prefix, b, p, size) != nil || a.Mark() != 0 {
+		t.Fatalf("a train in too little memory, of which %d bytes were kept", a.Mark())
+	}
 }
 
 // matches compares frames with the oracle's.

@@ -91,3 +91,21 @@ func refuseSegmentation(ns netns.NsHandle) error {
 	}
 	return nil
 }
+
+// TestGather looks at what the kernel has to read of parts, some of which lie behind one another.
+func TestGather(t *testing.T) {
+	mem := make([]byte, 100)
+	parts := [][]byte{mem[10:20], mem[20:50], nil, mem[50:51], mem[60:70], mem[55:60], mem[60:70:70], {1}, nil}
+	s := NewSender()
+	s.gather([][]byte{mem[0:10]}) // another message, which must not go on
+	s.gather(parts)
+	want := [][]byte{mem[0:10], mem[10:51], mem[60:70], mem[55:70], parts[7]}
+	if s.niov != len(want) {
+		t.Fatalf("%d iovecs, want %d", s.niov, len(want))
+	}
+	for i, w := range want {
+		if s.iov[i].Base != &w[0] || int(s.iov[i].Len) != len(w) {
+			t.Errorf("iovec %d has %d bytes, want %d, or others", i, s.iov[i].Len, len(w))
+		}
+	}
+}

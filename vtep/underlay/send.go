@@ -163,17 +163,10 @@ func (s *Sender) message(snd *forward.Send, d *Destination, parts [][]byte, fram
 	}
 	h := &s.msgs[s.n].Hdr
 	h.Name, h.Namelen = &d.name[0], d.nameLen
-	h.Iov = &s.iov[s.niov]
-	for _, p := range parts {
-		v := &s.iov[s.niov]
-		s.niov++
-		*v = unix.Iovec{}
-		if len(p) > 0 {
-			v.Base = &p[0]
-			v.SetLen(len(p))
-		}
-	}
-	h.SetIovlen(len(parts))
+	first := s.niov
+	h.Iov = &s.iov[first]
+	s.gather(parts)
+	h.SetIovlen(s.niov - first)
 	ctl := s.ctl[s.n*sendControl : s.n*sendControl : (s.n+1)*sendControl]
 	if frames > 1 {
 		ctl = appendControl(ctl, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
@@ -195,6 +188,26 @@ func (s *Sender) message(snd *forward.Send, d *Destination, parts [][]byte, fram
 	h.SetControllen(len(ctl))
 	s.meta[s.n] = message{send: snd, frames: frames, bytes: bytes}
 	s.n++
+}
+
+// gather appends an iovec for each run of parts that lie behind one another in memory.
+func (s *Sender) gather(parts [][]byte) {
+	run, end := -1, uintptr(0) // which iovec may go on, and where it ends
+	for _, p := range parts {
+		if len(p) == 0 {
+			continue
+		}
+		start := uintptr(unsafe.Pointer(&p[0]))
+		if run >= 0 && start == end {
+			s.iov[run].SetLen(int(s.iov[run].Len) + len(p))
+		} else {
+			run = s.niov
+			s.niov++
+			s.iov[run].Base = &p[0]
+			s.iov[run].SetLen(len(p))
+		}
+		end = start + uintptr(len(p))
+	}
 }
 
 // appendControl appends the header of a control message and room for size bytes of data.
