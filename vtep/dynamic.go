@@ -219,8 +219,7 @@ func (v *VTEP) number(addresses []netip.Addr) []fdb.VTEPID {
 		ids = append(ids, v.tables.AddVTEP(a, fallbackPath))
 	}
 	if added := slices.DeleteFunc(slices.Clone(ids), func(id fdb.VTEPID) bool { return id < old }); len(added) > 0 {
-		v.lookAt(added)
-		v.publishDestinations()
+		v.reach(added)
 	}
 	return ids
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
@@ -35,6 +36,7 @@ type pairs struct {
 	table     *fastpath.Table
 	nominated chan nominee
 	changed   chan struct{} // holds one token if the tables have changed
+	stale     atomic.Bool   // they have changed since pairs were last decided on
 
 	inlets map[int]*fastpath.Hook // programs on underlay devices, by index; guarded by VTEP.change
 
@@ -122,9 +124,23 @@ func (v *VTEP) closePairs() error {
 
 // change says that the tables have changed. It never blocks.
 func (p *pairs) change() {
+	p.stale.Store(true)
 	select {
 	case p.changed <- struct{}{}:
 	default:
+	}
+}
+
+// catchUp decides now, where changes must not wait for more of them: until then the kernel goes on as before, and a packet that
+// no longer fits its path would vanish uncounted.
+func (p *pairs) catchUp() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stale.Load() {
+		p.decide(time.Now())
 	}
 }
 
@@ -160,6 +176,8 @@ func (v *VTEP) followPairs(ctx context.Context) {
 				return
 			case <-time.After(pairsPause):
 			}
+			p.catchUp()
+			continue
 		case <-tick:
 			due = time.Now().Add(pairsEvery)
 			if p.table.Settle() {
@@ -301,6 +319,7 @@ func (p *pairs) sweep(now time.Time) {
 
 // decide is sweep without giving back counters. The mutex is held.
 func (p *pairs) decide(now time.Time) {
+	p.stale.Store(false)
 	sweep(p, p.leave, p.leaves, p.putLeave, p.table.UnsetLeave, p.countLeft, now)
 	sweep(p, p.arrive, p.arrives, p.putArrive, p.table.UnsetArrive, p.countArrived, now)
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/forward"
 	"github.com/overlayd/overlayd/dataplane/frametest"
@@ -123,6 +124,15 @@ func (p *pair) startStream(t *testing.T, address func(int) netip.Addr) *flow {
 	return runFlow(t, out, in)
 }
 
+// narrowRoute gives the route from host i of a pair to the other an MTU. The test is in the namespace of i.
+func narrowRoute(t *testing.T, i, m int) {
+	t.Helper()
+	linktest.Must(t, netlink.RouteReplace(&netlink.Route{
+		LinkIndex: linktest.Device(t, "eth0").Attrs().Index, MTU: m, Src: underlays["IPv4"][i].AsSlice(),
+		Dst: &net.IPNet{IP: underlays["IPv4"][1-i].AsSlice(), Mask: net.CIDRMask(32, 32)},
+	}))
+}
+
 // A path that becomes narrow holds for what the kernel forwards, too, and a connection goes on.
 func TestPairsFollowTheMTU(t *testing.T) {
 	for name, narrow := range map[string]func(t *testing.T, p *pair, m int){
@@ -135,10 +145,7 @@ func TestPairsFollowTheMTU(t *testing.T) {
 		"of the route": func(t *testing.T, p *pair, m int) {
 			for i := range p.ns {
 				p.enter(t, i)
-				linktest.Must(t, netlink.RouteReplace(&netlink.Route{
-					LinkIndex: linktest.Device(t, "eth0").Attrs().Index, MTU: m, Src: underlays["IPv4"][i].AsSlice(),
-					Dst: &net.IPNet{IP: underlays["IPv4"][1-i].AsSlice(), Mask: net.CIDRMask(32, 32)},
-				}))
+				narrowRoute(t, i, m)
 			}
 		},
 	} {
@@ -163,6 +170,38 @@ func TestPairsFollowTheMTU(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// From the moment that a path is said to be narrower, nothing larger is sent there by the kernel either, where it would vanish
+// uncounted.
+func TestPairsHeedANarrowerPath(t *testing.T) {
+	p := newPair(t)
+	var hosts [2]*host
+	for i := range hosts {
+		n := blue(i, "IPv4")
+		n.MTU = 1450
+		hosts[i] = p.startAt(t, i, Config{Networks: []Network{n}, Queues: 2})
+	}
+	p.enter(t, 0)
+	s := linktest.UDP(t, netip.AddrPortFrom(overlay(0), 0))
+	raw, err := s.SyscallConn()
+	linktest.Must(t, err, raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
+	}), err)
+	path := func(m int) {
+		t.Helper()
+		narrowRoute(t, 0, m)
+		linktest.Await(t, fmt.Sprintf("path of %d", m), func() bool { return int(hosts[0].tell("peers").Peers[0].PathMTU) == m })
+	}
+	for round := range 10 {
+		bothFast(hosts, func() { echo(t, overlay(1)) })
+		before := hosts[0].dropsOf(forward.ExceedsPathMTU)
+		path(1300)
+		_, err := s.WriteToUDPAddrPort(frametest.Pattern(1400), netip.AddrPortFrom(overlay(1), 9))
+		linktest.Must(t, err)
+		linktest.Await(t, fmt.Sprintf("drop in round %d", round), func() bool { return hosts[0].dropsOf(forward.ExceedsPathMTU) == before+1 })
+		path(1500)
 	}
 }
 

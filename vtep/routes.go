@@ -37,29 +37,31 @@ func (v *VTEP) readRoutes() {
 
 // look is readRoutes for some.
 func (v *VTEP) look(ids ...fdb.VTEPID) {
-	if v.lookAt(ids) {
-		v.publishDestinations()
-	}
+	v.reach(ids)
 	for _, n := range v.networks {
 		v.followMTU(n)
 	}
 }
 
-// lookAt notes how some VTEPs are reached and sets what the paths carry. It reports whether the destinations have to be
-// published anew.
-func (v *VTEP) lookAt(ids []fdb.VTEPID) (changed bool) {
+// reach finds out how some VTEPs are reached, new ones among them, and what the paths carry. All who send keep to it before
+// anybody is told.
+func (v *VTEP) reach(ids []fdb.VTEPID) {
 	found := make([]PeerStatus, 0, len(ids))
+	var moved bool
 	for _, id := range ids {
 		before, e := v.tables.VTEP(id).Addr, v.endpointTo(id)
 		found = append(found, v.readRoute(id))
-		changed = changed || v.tables.VTEP(id).Addr != before || v.endpointTo(id) != e
+		moved = moved || int(id) >= len(v.dests) || v.tables.VTEP(id).Addr != before || v.endpointTo(id) != e
 	}
+	if v.lookForWays(ids) || moved {
+		v.publishDestinations()
+	}
+	v.pairs.catchUp()
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	for _, s := range found {
 		v.peers[s.Address] = s
 	}
-	v.mu.Unlock()
-	return v.lookForWays(ids) || changed
 }
 
 // readRoute looks up the route to one VTEP and publishes where it is reached.

@@ -245,23 +245,18 @@ func counter(o nftables.Obj) (name string, c Count, ok bool) {
 	return "", Count{}, false
 }
 
-// Remove takes all rules away, with the counters. That there are none is no error.
+// Remove takes all rules away, with the counters. That there are none is no error: the table is made before it is deleted, so
+// that nobody who removes it too can come in between.
 func Remove() error {
 	conn, err := open()
 	if err != nil {
 		return err
 	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
-	if err != nil {
-		return fmt.Errorf("listing the tables of nftables: %w", err)
-	}
-	for _, t := range tables {
-		if t.Name == tableName {
-			conn.DelTable(t)
-		}
-	}
+	t := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: tableName}
+	conn.AddTable(t)
+	conn.DelTable(t)
 	if err := conn.Flush(); err != nil {
-		return errors.Join(errors.New("removing the rules from nftables"), err)
+		return fmt.Errorf("removing the rules from nftables: %w", err)
 	}
 	return nil
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -312,6 +314,35 @@ func TestManyPorts(t *testing.T) {
 			t.Errorf("%d ports: the rules of one that was there are written anew", n)
 		}
 	}
+}
+
+// Two that remove the rules at once, or one beside another that writes them, do not get into each other's way.
+func TestRemoveBesideOthers(t *testing.T) {
+	linktest.Enter(t)
+	linktest.Must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "h0"}}))
+	ns, err := netns.Get()
+	linktest.Must(t, err)
+	defer ns.Close()
+	var all sync.WaitGroup
+	beside := func(f func() error) {
+		all.Go(func() {
+			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+			if err := netns.Set(ns); err != nil {
+				t.Error(err)
+				return
+			}
+			for range 50 {
+				if err := f(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	beside(Remove)
+	beside(Remove)
+	beside(func() error { _, err := Apply([]Port{port()}); return err })
+	all.Wait()
 }
 
 // TestNamespaces looks at whether the calling thread's namespace is meant.
