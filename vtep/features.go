@@ -21,6 +21,7 @@ const (
 	FeatureGSOMaxSize    = "gso-max-size"        // TCP superframes sized to fit one send
 	FeatureTunnelGSO     = "tunnel-gso"          // TCP superframes handed to the underlay device uncut
 	FeatureBulkPoll      = "bulk-poll"           // a worker does not sleep between superframes that come fast
+	FeaturePrecedence    = "precedence"          // workers run before other programs
 	FeatureFastPath      = "fast-path"           // known pairs of stations are forwarded in the kernel, by BPF
 	FeaturePathProbes    = "path-probes"         // proof of what each path carries, and of which address is best
 	FeaturePortGuard     = "port-guard"          // nftables rules that keep containers of one host from posing as each other
@@ -31,7 +32,7 @@ func FeatureNames() []string {
 	return []string{
 		FeatureTAPVNet, FeatureTAPTSO, FeatureTAPUSO, FeatureTAPMultiqueue, FeatureFairQueues,
 		FeatureUDPGSO, FeatureUDPGRO, FeatureUDPBatch, FeatureSourcePorts, FeatureGSOMaxSize,
-		FeatureTunnelGSO, FeatureBulkPoll, FeatureFastPath, FeaturePathProbes, FeaturePortGuard,
+		FeatureTunnelGSO, FeatureBulkPoll, FeaturePrecedence, FeatureFastPath, FeaturePathProbes, FeaturePortGuard,
 	}
 }
 

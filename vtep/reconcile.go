@@ -73,8 +73,17 @@ func (v *VTEP) reconcile(ctx context.Context) {
 		// What cannot be put right is told for each network.
 		_, looked, _ = v.turn(begin, false)
 		v.tellSilent()
-		wait = min(max(reconcileEvery, reconcileShare*time.Since(begin)), reconcileMost)
+		wait = untilNext(begin, time.Now())
 	}
+}
+
+// untilNext returns how long to wait after a turn. Usually it ends when the clock shows a whole multiple of reconcileEvery:
+// then other parts of this process do what they do again and again, and it wakes once for all.
+func untilNext(begin, now time.Time) time.Duration {
+	if least := reconcileShare * now.Sub(begin); least > reconcileEvery {
+		return min(least, reconcileMost)
+	}
+	return reconcileEvery - now.Sub(now.Truncate(reconcileEvery))
 }
 
 // stir has a network looked at soon. It never blocks.

@@ -187,6 +187,7 @@ func (v *VTEP) open() error {
 			return err
 		}
 	}
+	v.openPrecedence()
 	return nil
 }
 

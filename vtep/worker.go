@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -47,9 +48,11 @@ type worker struct {
 	frames   []frame.Frame
 	buffers  []forward.Received
 	sender   *underlay.Sender
-	arena    *gso.Arena    // for the headers of the batch in hand
-	moved    int           // bytes read in this round
-	bulk     int           // from how many on the next is not slept for
+	arena    *gso.Arena // for the headers of the batch in hand
+	moved    int        // bytes read in this round
+	read     int        // and frames, or buffers that several came in
+	bulk     int        // from how many bytes on the next round is not slept for
+	pace     pace
 	done     chan struct{} // closed when run returns
 
 	mu      sync.Mutex
@@ -107,6 +110,7 @@ func (w *worker) halt() {
 // run works until halt, and then returns nil, or until something happens after which it cannot go on.
 func (w *worker) run() error {
 	defer close(w.done)
+	preferred := w.prefer()
 	for {
 		ready, woken, err := w.set.Wait(w.moved >= w.bulk)
 		if err != nil {
@@ -129,13 +133,30 @@ func (w *worker) run() error {
 		if err := w.round(ready); err != nil {
 			return err
 		}
+		if preferred && w.pace.note(w.v.now(), w.read, w.moved) {
+			_ = setPatient(w.pace.patient) // it could before, and does not depend on it
+		}
 	}
+}
+
+// prefer gives the worker precedence, if it is to have it, and reports whether it has. The thread is the worker's own then, and
+// ends with it.
+func (w *worker) prefer() bool {
+	if !w.v.features.on(FeaturePrecedence) {
+		return false
+	}
+	runtime.LockOSThread()
+	if err := preferThread(); err != nil {
+		w.v.features.missing(FeaturePrecedence, err)
+		return false
+	}
+	return true
 }
 
 // round gives all that is ready a turn, and then the networks of which fewer queues had frames than of another as many turns as
 // that one: what a network gets is not to depend on over how many queues its flows are spread.
 func (w *worker) round(ready []int) error {
-	w.shares, w.moved = w.shares[:0], 0
+	w.shares, w.moved, w.read = w.shares[:0], 0, 0
 	most := 0
 	for _, fd := range ready {
 		s := w.sources[fd]
@@ -318,6 +339,7 @@ func (o *outlet) batch() (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("network %s: reading from TAP %s, which may have been deleted: %w", o.n.cfg.Name, o.n.cfg.Device, err)
 	}
+	o.w.read += k
 	for i := range o.w.frames[:k] {
 		o.w.moved += len(o.w.frames[i].Buf)
 	}
@@ -365,6 +387,7 @@ func (in *inlet) turn() error {
 		v.log.Debug("receiving from the underlay", "error", err)
 		return nil
 	}
+	in.w.read += k
 	for i := range in.w.buffers[:k] {
 		in.w.moved += len(in.w.buffers[i].Data)
 	}

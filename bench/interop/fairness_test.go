@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math"
@@ -205,8 +206,17 @@ func (c contest) backlog(t *testing.T) {
 	}
 }
 
-// standsStill reports whether all threads of a process are stopped, and their states (proc_pid_stat(5)).
+// standsStill reports whether all threads of a process are stopped, and their states.
 func standsStill(t *testing.T, pid int) (still bool, states string) {
+	t.Helper()
+	for _, s := range threadsOf(t, pid) {
+		states += s[0]
+	}
+	return states != "" && strings.Trim(states, "T") == "", states
+}
+
+// threadsOf returns what the kernel says of each thread of a process: the fields of proc_pid_stat(5) from the third on.
+func threadsOf(t *testing.T, pid int) (stats [][]string) {
 	t.Helper()
 	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	if err != nil {
@@ -217,10 +227,10 @@ func standsStill(t *testing.T, pid int) (still bool, states string) {
 		if err != nil {
 			continue // it has ended
 		}
-		_, rest, _ := strings.Cut(string(text), ") ")
-		states += rest[:min(1, len(rest))]
+		name := bytes.LastIndexByte(text, ')') // the second field, which may have blanks and brackets itself
+		stats = append(stats, strings.Fields(string(text[name+1:])))
 	}
-	return states != "" && strings.Trim(states, "T") == "", states
+	return stats
 }
 
 // dial opens a connection from one host to a socket of the other that nobody reads.
