@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"os"
 	"time"
 
 	"github.com/overlayd/overlayd/bench/lab"
@@ -46,13 +46,13 @@ func (a *arena) closeAll() error {
 }
 
 // bringUp makes the labs of all contenders and sends a first packet through each. On an error nothing is left.
-func bringUp(ctx context.Context, cs []contender, o lab.Options, progress io.Writer) (*arena, error) {
+func (p *plan) bringUp(ctx context.Context) (*arena, error) {
 	a := new(arena)
-	for _, c := range cs {
-		if _, err := fmt.Fprintf(progress, "bring up %s\n", c.name); err != nil {
+	for _, c := range p.contenders {
+		if _, err := fmt.Fprintf(p.Progress, "bring up %s\n", c.name); err != nil {
 			return nil, errors.Join(fmt.Errorf("say what is being done: %w", err), a.closeAll())
 		}
-		s, err := raise(ctx, c, c.scenario(), o)
+		s, err := p.raise(ctx, c, c.scenario())
 		if err != nil {
 			return nil, errors.Join(err, a.closeAll())
 		}
@@ -62,13 +62,16 @@ func bringUp(ctx context.Context, cs []contender, o lab.Options, progress io.Wri
 }
 
 // raise makes a lab for a contender, and opens the path. On an error nothing is left.
-func raise(ctx context.Context, c contender, sc lab.Scenario, o lab.Options) (*stand, error) {
-	l, err := lab.Up(ctx, sc, o)
+func (p *plan) raise(ctx context.Context, c contender, sc lab.Scenario) (*stand, error) {
+	l, err := lab.Up(ctx, sc, p.programs())
 	if err != nil {
 		return nil, err
 	}
 	s := &stand{contender: c, lab: l}
 	err = s.furnish()
+	if err == nil {
+		err = s.congest(p.Congestion)
+	}
 	if err == nil {
 		err = s.open(ctx)
 	}
@@ -99,6 +102,24 @@ func (s *stand) furnish() error {
 			s.cabins = append(s.cabins, c)
 		}
 		s.path = path{from: s.cabins[0].container, to: s.cabins[1].container, address: s.cabins[1].address}
+	}
+	return nil
+}
+
+// congest sets the congestion control of all connections between the ends of the paths. It is a setting of each network
+// namespace. Empty, it stays that of the machine.
+func (s *stand) congest(name string) error {
+	if name == "" {
+		return nil
+	}
+	ends := []load.Namespace{s.path.from, s.path.to}
+	for _, h := range s.lab.Hosts() { // who may be ends too; and their settings are those that are recorded
+		ends = append(ends, h)
+	}
+	for _, n := range ends {
+		if err := n.Do(func() error { return os.WriteFile(congestionPath, []byte(name), 0) }); err != nil {
+			return fmt.Errorf("set the congestion control of %s to %q: %w", s.name, name, err)
+		}
 	}
 	return nil
 }

@@ -70,6 +70,7 @@ func Command() *cobra.Command {
 	f.IntVar(&s.Rounds, "rounds", rounds, "how often everything is measured")
 	f.DurationVar(&s.Duration, "duration", duration, "of each measurement")
 	f.DurationVar(&s.Warmup, "warmup", warmup, "of traffic before each measurement, which is left out")
+	f.StringVar(&s.Congestion, "congestion-control", "", "`name` of the congestion control of TCP, such as cubic or bbr (default: that of this machine)")
 	f.BoolVar(&s.quick, "quick", false, fmt.Sprintf("%d round, %v and %v of warm-up, to see whether it works", quickRounds, quickDuration, quickWarmup))
 	f.StringVar(&s.json, "json", "", "`file` to write the results to")
 	f.BoolVar(&s.check, "check", false, "exit with 1 when a floor or limit is missed or not measured")

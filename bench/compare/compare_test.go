@@ -128,6 +128,7 @@ func TestPlanRefuses(t *testing.T) {
 		"warm-up of -1s":        func(o *Options) { o.Warmup = -time.Second },
 		`no contender "geneve"`: func(o *Options) { o.Contenders = []string{"kernel", "geneve"} },
 		"no contender is named": func(o *Options) { o.Contenders = nil },
+		`control "tahoe"`:       func(o *Options) { o.Congestion = "tahoe" },
 		`no workload "sctp"`:    func(o *Options) { o.Workloads = []string{"sctp"} },
 		"add overlayd": func(o *Options) {
 			o.Contenders, o.Workloads = []string{"kernel-bare", "overlayd-containers"}, []string{"tcp-1", "peers-16"}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/safchain/ethtool"
@@ -27,6 +28,34 @@ func recordedOffloads() []string {
 // recordedSettings are the kernel's settings on which they depend, of the hosts' namespaces.
 func recordedSettings() []string {
 	return []string{"net.core.default_qdisc", "net.ipv4.tcp_congestion_control", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"}
+}
+
+// congestionPath is the setting of a network namespace that connections begin with.
+const congestionPath = "/proc/sys/net/ipv4/tcp_congestion_control"
+
+// checkCongestion reports whether the kernel has the congestion control, and lets other network namespaces have it. An empty
+// name is that of the machine.
+func checkCongestion(name string) error {
+	if name == "" {
+		return nil
+	}
+	lists := make(map[string][]string)
+	for _, which := range []string{"available", "allowed"} {
+		text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_" + which + "_congestion_control")
+		if err != nil {
+			return fmt.Errorf("look whether the kernel has the congestion control %q: %w", name, err)
+		}
+		lists[which] = strings.Fields(string(text))
+	}
+	switch {
+	case !slices.Contains(lists["available"], name):
+		return fmt.Errorf("the kernel has no congestion control %q: it has %s; others are modules, such as tcp_%s, which modprobe loads",
+			name, strings.Join(lists["available"], ", "), name)
+	case !slices.Contains(lists["allowed"], name):
+		return fmt.Errorf("the kernel keeps the congestion control %q from network namespaces other than the first: allow it with sysctl net.ipv4.tcp_allowed_congestion_control=%q",
+			name, strings.Join(append(lists["allowed"], name), " "))
+	}
+	return nil
 }
 
 // describe records the machine and the wires of the contenders.

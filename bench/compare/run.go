@@ -20,6 +20,7 @@ type Options struct {
 	Rounds     int           // at least 1
 	Duration   time.Duration // of each measurement
 	Warmup     time.Duration // of traffic before each that is not measured; may be 0
+	Congestion string        // congestion control of TCP, as the kernel names it; empty = what the machine has as its default
 	Overlayd   string        // path of the daemon's binary; needed when a contender runs it
 	Overlayctl string        // path of the operator's command line; needed when a contender has a cluster
 	Progress   io.Writer     // a line for each step; nil = nobody watches
@@ -52,7 +53,10 @@ func (o Options) plan() (*plan, error) {
 	if p.Progress == nil {
 		p.Progress = io.Discard
 	}
-	var err error
+	err := checkCongestion(o.Congestion)
+	if err != nil {
+		return nil, err
+	}
 	if p.contenders, err = chooseContenders(o.Contenders); err != nil {
 		return nil, err
 	}
@@ -94,7 +98,7 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 	for _, w := range p.workloads {
 		r.Workloads = append(r.Workloads, w.Workload)
 	}
-	a, err := bringUp(ctx, p.contenders, p.programs(), p.Progress)
+	a, err := p.bringUp(ctx)
 	if err != nil {
 		return nil, interrupted(ctx, err)
 	}
@@ -189,7 +193,7 @@ func (p *plan) turn(ctx context.Context, b *bystanders, r *report.Report, round 
 func (p *plan) take(ctx context.Context, b *bystanders, w *workload, s *stand) (values []float64, err error) {
 	at := s
 	if w.scene != nil {
-		if at, err = raise(ctx, s.contender, w.scene(&s.contender), p.programs()); err != nil {
+		if at, err = p.raise(ctx, s.contender, w.scene(&s.contender)); err != nil {
 			return nil, err
 		}
 		defer func() {

@@ -3,7 +3,6 @@ package compare
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/bench/load"
 	"github.com/overlayd/overlayd/bench/report"
 )
@@ -26,7 +24,7 @@ func scenes(t *testing.T, o Options, all ...workload) (*report.Report, error) {
 		t.Fatal(err)
 	}
 	p.workloads = all
-	a, err := bringUp(t.Context(), p.contenders, p.programs(), io.Discard)
+	a, err := p.bringUp(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,6 +75,44 @@ func TestSceneEnds(t *testing.T) {
 	}
 }
 
+// TestCongestionControl looks at what both ends of every kind of path begin their connections with.
+func TestCongestionControl(t *testing.T) {
+	root(t)
+	w := peers("peers-2", 2)
+	checked := 0
+	look := func(_ context.Context, s *stand, _ timing) ([]float64, error) {
+		ends := []load.Namespace{s.path.from, s.path.to}
+		for _, h := range s.lab.Hosts()[2:] {
+			ends = append(ends, h)
+		}
+		for _, n := range ends {
+			if err := n.Do(func() error {
+				if got := readWord(congestionPath); got != "reno" {
+					t.Errorf("%s begins with %q", s.name, got)
+				}
+				checked++
+				return nil
+			}); err != nil {
+				return nil, err
+			}
+		}
+		return []float64{1, 1, 1}, nil
+	}
+	w.run = look
+	inside := workload{Workload: report.Workload{Name: "look", Metrics: bulkMetrics()}, run: look}
+	for contender, ends := range map[string]int{kernelName: 3 + 2, kernelContainers: 2} {
+		o := Options{Contenders: []string{contender}, Rounds: 1, Duration: 100 * time.Millisecond, Congestion: "reno"}
+		checked = 0
+		r, err := scenes(t, o, w, inside)
+		if err != nil || len(r.Failures) != 0 {
+			t.Fatalf("%s: %v, %+v", contender, err, r.Failures)
+		}
+		if got := r.Environment.Settings["net.ipv4.tcp_congestion_control"]; got != "reno" || checked != ends {
+			t.Errorf("%s: %q is recorded, and %d ends were looked at", contender, got, checked)
+		}
+	}
+}
+
 // TestCabins looks at how the containers of kernel-containers are attached.
 func TestCabins(t *testing.T) {
 	root(t)
@@ -84,7 +120,7 @@ func TestCabins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := raise(t.Context(), cs[0], cs[0].scenario(), lab.Options{})
+	s, err := new(plan).raise(t.Context(), cs[0], cs[0].scenario())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -336,7 +336,7 @@ func TestDeadDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := bringUp(t.Context(), p.contenders, p.programs(), io.Discard)
+	a, err := p.bringUp(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
