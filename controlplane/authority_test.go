@@ -174,7 +174,7 @@ func TestWorkerProposals(t *testing.T) {
 			t.Errorf("a worker may: %s", name)
 		}
 	}
-	if code := connect.CodeOf(ask(network("x", 9), true)); code != connect.CodePermissionDenied {
+	if code := connect.CodeOf(ask(network("x", 9), true)); code != connect.CodeAborted {
 		t.Errorf("a worker forwards: %v", code)
 	}
 	if got := a.Tables().Index(); got != before {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -288,14 +289,14 @@ func (n *Node) Leave(ctx context.Context, force bool) error {
 }
 
 func (m *member) resign(ctx context.Context, force bool) error {
-	if m.seat.Load() != nil && !force {
-		managers := 0
+	if !force {
+		var managers []string
 		for _, n := range m.node.replica.Nodes() {
 			if n.Role == statev1.Role_ROLE_MANAGER {
-				managers++
+				managers = append(managers, n.Id)
 			}
 		}
-		if managers == 1 {
+		if slices.Equal(managers, []string{m.local.NodeID}) {
 			return Refusal{Kind: statev1.Error_KIND_REFUSED, Message: "this is the last manager, and with it the cluster's state is lost: promote another node first, or use --force"}
 		}
 	}

@@ -153,6 +153,9 @@ func (m *member) route(ctx context.Context, req *peerv1.ProposeRequest) (*peerv1
 	var res *peerv1.ProposeResponse
 	ask := func(ctx context.Context, p peerv1connect.PeerServiceClient) (err error) {
 		res, err = p.Propose(ctx, req)
+		if connect.CodeOf(err) == connect.CodeAborted {
+			poke(m.behind) // this node is no manager any more, and has not heard of it
+		}
 		return err
 	}
 	if elsewhere.LeaderID == "" || elsewhere.LeaderID == m.local.NodeID {

@@ -21,6 +21,8 @@ import (
 // looked at the state as it is agreed on now. A state that is older than the node's own copy, such as that of a backup,
 // proves nothing. And since a node may be missing for a moment, while a backup is restored, the answer has to be the same
 // twice.
+//
+// A manager that was removed, or is none any more, asks the same to hear whether Raft goes on without it.
 
 const (
 	// membershipPath is where it is asked whether a node is a member.
@@ -33,11 +35,12 @@ const (
 
 // membership is the answer.
 type membership struct {
-	Member bool   `json:"member"`
-	Index  uint64 `json:"index"` // of the state in which it was looked up
+	Member    bool   `json:"member"`
+	Index     uint64 `json:"index"`     // of the state in which it was looked up
+	Dismissed bool   `json:"dismissed"` // Raft does not count on it, or no longer
 }
 
-// serveMembership says whether the node whose ID is asked for is a member.
+// serveMembership says whether the node whose ID is asked for is a member, and whether its vote counts.
 func (m *member) serveMembership(w http.ResponseWriter, r *http.Request) {
 	id := r.URL.Query().Get("node")
 	if !looksLikeID(id) {
@@ -56,7 +59,7 @@ func (m *member) serveMembership(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	index := s.store.Index() // before the look: what is found is of this index at least
-	answer(w, membership{Member: s.store.Node(id) != nil, Index: index})
+	answer(w, membership{Member: s.store.Node(id) != nil, Index: index, Dismissed: !s.counts(id)})
 }
 
 // removed reports whether it is certain that this node is no member any more.
@@ -72,17 +75,24 @@ func (m *member) removed(ctx context.Context) bool {
 	return m.missing(ctx)
 }
 
-// missing asks the managers one after the other, until one answers for certain, whether this node is missing from the state.
+// missing reports whether this node is missing from the state, as a manager sees it.
 func (m *member) missing(ctx context.Context) bool {
+	a, ok := m.hearMembership(ctx)
+	return ok && !a.Member
+}
+
+// hearMembership asks the managers one after the other, until one answers for certain. What it says is good, which ok reports,
+// if it is as of no older state than that of this node.
+func (m *member) hearMembership(ctx context.Context) (a membership, ok bool) {
 	for _, x := range m.managers() {
 		a, err := m.askMembership(ctx, x)
 		if err != nil {
 			m.log.Debug("cannot ask whether this node is a member", "manager", x.Address, "error", err)
 			continue
 		}
-		return !a.Member && a.Index >= max(m.node.replica.Index(), m.joined(), 1)
+		return a, a.Index >= max(m.node.replica.Index(), m.joined(), 1)
 	}
-	return false
+	return a, false
 }
 
 func (m *member) askMembership(ctx context.Context, x manager) (membership, error) {

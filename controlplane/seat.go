@@ -30,6 +30,8 @@ const (
 	dutyEvery = 10 * time.Second
 	// dismissTime bounds the wait of a former manager for the others to go on without it.
 	dismissTime = 15 * time.Second
+	// dismissAsk is how often it asks them whether they do.
+	dismissAsk = 250 * time.Millisecond
 )
 
 // seat is a manager's place in Raft.
@@ -90,13 +92,25 @@ func (m *member) dismissed(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, dismissTime)
 	defer cancel()
-	for slices.ContainsFunc(s.raft.Servers(), func(x consensus.Server) bool { return x.ID == m.local.NodeID }) {
+	// The leader tells it once at best, and not at all where an earlier message is under way. Then the others know.
+	ask := time.NewTicker(dismissAsk)
+	defer ask.Stop()
+	for s.counts(m.local.NodeID) {
 		select {
 		case <-time.After(20 * time.Millisecond):
+		case <-ask.C:
+			if a, ok := m.hearMembership(ctx); ok && a.Dismissed {
+				return
+			}
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// counts reports whether Raft counts on a node, as far as this one knows.
+func (s *seat) counts(id string) bool {
+	return slices.ContainsFunc(s.raft.Servers(), func(x consensus.Server) bool { return x.ID == id })
 }
 
 // standUp gives the seat up, if there is one.

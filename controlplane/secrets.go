@@ -194,14 +194,14 @@ func (n *Node) Tokens(ctx context.Context) (Tokens, error) {
 	if err != nil {
 		return Tokens{}, err
 	}
-	s := m.seat.Load()
-	if s == nil {
-		return Tokens{}, Refusal{Kind: statev1.Error_KIND_REFUSED, Message: "only managers know the tokens: run this on a manager"}
-	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var secrets *statev1.Secrets
 	if err := retry(ctx, func() error {
+		s := m.seat.Load()
+		if s == nil {
+			return Refusal{Kind: statev1.Error_KIND_REFUSED, Message: "only managers know the tokens: run this on a manager"}
+		}
 		secrets, err = m.secretsNow(ctx, s)
 		return err
 	}); err != nil {

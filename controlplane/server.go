@@ -159,7 +159,8 @@ func (p peerService) Propose(ctx context.Context, req *peerv1.ProposeRequest) (*
 	// What another manager proposes was checked there, or is its own.
 	if !s.wantsVoter(peer.NodeID) || peer.Role != statev1.Role_ROLE_MANAGER {
 		if req.Forwarded {
-			return nil, connect.NewError(connect.CodePermissionDenied, errors.New("only managers forward"))
+			// One that was a manager asks for what is new then, and again for this.
+			return nil, connect.NewError(connect.CodeAborted, errors.New("only managers forward"))
 		}
 		if err := s.allowed(peer.NodeID, req.Command); err != nil {
 			return nil, connect.NewError(connect.CodePermissionDenied, err)

@@ -1,0 +1,158 @@
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/overlayd/overlayd/controlplane/api/overlayd/state/v1"
+)
+
+// detour is another address of a host's control port, to which Raft can be cut off.
+type detour struct {
+	ln   net.Listener
+	to   string
+	work sync.WaitGroup
+
+	mu   sync.Mutex
+	cut  bool
+	raft []net.Conn
+	all  []net.Conn
+}
+
+func newDetour(t *testing.T, at netip.Addr, h *host) *detour {
+	t.Helper()
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(at, DefaultControlPort).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &detour{ln: ln, to: h.control()}
+	d.work.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			d.work.Go(func() { d.pass(c) })
+		}
+	})
+	t.Cleanup(func() {
+		d.ln.Close()
+		d.mu.Lock()
+		d.cut = true
+		for _, c := range d.all {
+			c.Close()
+		}
+		d.mu.Unlock()
+		d.work.Wait()
+	})
+	return d
+}
+
+// pass carries one connection on. What it is for stands in its first message (RFC 8446, 4.1.2).
+func (d *detour) pass(c net.Conn) {
+	defer c.Close()
+	hello := make([]byte, 4096)
+	n, err := c.Read(hello)
+	if err != nil {
+		return
+	}
+	on, err := net.Dial("tcp", d.to)
+	if err != nil {
+		return
+	}
+	defer on.Close()
+	forRaft := bytes.Contains(hello[:n], []byte(protocolRaft))
+	d.mu.Lock()
+	refused := d.cut && forRaft
+	d.all = append(d.all, c, on)
+	if forRaft {
+		d.raft = append(d.raft, c)
+	}
+	d.mu.Unlock()
+	if refused {
+		return
+	}
+	if _, err := on.Write(hello[:n]); err != nil {
+		return
+	}
+	d.work.Go(func() {
+		_, _ = io.Copy(c, on) // until either end is closed
+		c.Close()
+	})
+	_, _ = io.Copy(on, c)
+}
+
+// cutRaft ends the connections of Raft, and lets no more through.
+func (d *detour) cutRaft() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cut = true
+	for _, c := range d.raft {
+		c.Close()
+	}
+}
+
+// A manager that is dismissed while Raft does not reach it works as the worker that it is now, and is soon nothing else; and one
+// that leaves then does not wait for what it will not hear.
+func TestDismissedUnheard(t *testing.T) {
+	s := newSite(t)
+	a, b := s.host(), s.host()
+	tokens := a.init("a")
+	// h joins as a manager that is reached by way of a detour.
+	manager := func(h *host, name string) *detour {
+		s.next++
+		s.base[3] = s.next
+		at := netip.AddrFrom4(s.base)
+		d := newDetour(t, at, h)
+		if _, err := h.Join(h.ctx(), tokens.Manager, []string{a.control()}, Options{Name: name, Addresses: []netip.Addr{at}}); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	b.join("b", tokens.Manager, a)
+	a.voters(a, b)
+	c, d := s.host(), s.host()
+	toC, toD := manager(c, "c"), manager(d, "d")
+	a.voters(a, b, c, d)
+	one := a.propose(network("one", 1)).Network
+
+	toC.cutRaft()
+	a.propose(update(&statev1.UpdateNode{Id: c.id(), Role: worker}))
+	if _, err := c.Propose(c.ctx(), endpoint(one.Id, c.id(), "web")); err != nil {
+		t.Errorf("an endpoint on the former manager: %v", err)
+	}
+	if err := c.Fresh(c.ctx()); err != nil {
+		t.Errorf("what is new on the former manager: %v", err)
+	}
+	if _, err := c.Tokens(c.ctx()); err == nil {
+		t.Error("the former manager shows the tokens")
+	}
+	ctx, cancel := context.WithTimeout(c.ctx(), dismissTime*2/3)
+	defer cancel()
+	if c.member.Load().dismissed(ctx); ctx.Err() != nil {
+		t.Error("the former manager has not found out that the others go on without it")
+	}
+	c.until("the seat to be empty", func() error {
+		if m := c.member.Load(); m.seat.Load() != nil || m.creds.Load().Role() != worker {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+
+	toD.cutRaft()
+	began := time.Now()
+	if err := d.Leave(d.ctx(), false); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took >= dismissTime {
+		t.Errorf("it left after %v, when it had waited long enough to hear of its removal", took)
+	}
+	a.voters(a, b)
+}
