@@ -359,7 +359,7 @@ func TestContainersThatAreGone(t *testing.T) {
 		_, err := v.Attach("blue", endpoint(i, c))
 		linktest.Must(t, err)
 	}
-	linktest.Delete(first)
+	linktest.Delete(t, first)
 	linktest.Await(t, "end of the namespace", func() bool {
 		ids, err := v.names["blue"].sandbox.Endpoints()
 		return err == nil && len(ids) == 1

@@ -62,7 +62,7 @@ func TestNetworksHeal(t *testing.T) {
 		{"relay", func() { c.enter(t, 0); linktest.Must(t, netlink.LinkDel(linktest.Device(t, relay))) }, false},
 		{"end of the relay on the host down", func() { c.enter(t, 0); linktest.Must(t, link.SetDown(relay)) }, true},
 		{"rules at the ports", func() { c.inSandbox(t, 0, func() { linktest.Must(t, guard.Remove()) }) }, true},
-		{"name of the sandbox", func() { linktest.Delete(h.network().Sandbox) }, true},
+		{"name of the sandbox", func() { linktest.Delete(t, h.network().Sandbox) }, true},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			before := h.network().Healed
@@ -106,7 +106,7 @@ func TestVanishedContainers(t *testing.T) {
 		return all[0].Problem
 	}
 	for range 2 {
-		linktest.Delete(c.containers[0])
+		linktest.Delete(t, c.containers[0])
 		linktest.Await(t, "word of the container that is gone", func() bool { return problem() == interfaceGone })
 		c.containers[0] = linktest.Named(t, "again")
 		a := endpoint(0, c.containers[0])

@@ -278,7 +278,7 @@ func refusals(t *testing.T, all []*member) {
 	if got := h3.fresh(); !slices.Equal(got, []string{network, "tiny"}) {
 		t.Errorf("the networks are %q", got)
 	}
-	linktest.Delete(ns) // takes its endpoints with it
+	linktest.Delete(t, ns) // takes its endpoints with it
 	settled(t, "the endpoints to go", func() (bool, string) {
 		st := h1.status().Status
 		return st.Endpoints == "0", st.Endpoints

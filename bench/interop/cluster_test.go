@@ -317,7 +317,7 @@ func TestCluster(t *testing.T) {
 		linktest.Lock(t)
 		name := linktest.Named(t, "gone")
 		all[0].ctl("endpoint", "add", network, "--netns", name, "--name", "gone")
-		linktest.Delete(name)
+		linktest.Delete(t, name)
 		settled(t, "the endpoint to go", func() (bool, string) {
 			text := all[1].ctl("endpoint", "ls", network)
 			return !strings.Contains(text, "gone"), text

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/overlayd/overlayd/bench/load"
+	"github.com/overlayd/overlayd/vtep/link/netname"
 )
 
 // actAsEnv makes the test binary play another part: see TestMain.
@@ -100,7 +101,7 @@ func up(t *testing.T, sc Scenario, o Options) *Lab {
 func nothingLeft(t *testing.T, s *state) {
 	t.Helper()
 	for _, ns := range s.Namespaces {
-		if _, err := os.Lstat(filepath.Join(netnsDir, ns.NetNS)); err == nil {
+		if _, err := os.Lstat(filepath.Join(netname.Dir, ns.NetNS)); err == nil {
 			t.Errorf("the namespace %s is still there", ns.NetNS)
 		}
 	}
@@ -473,7 +474,7 @@ func (c *countdown) Err() error {
 // namespaces lists those of hosts of this name, whatever the run.
 func namespaces(t *testing.T, host string) []string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(netnsDir, "ovl-*-"+host))
+	found, err := filepath.Glob(filepath.Join(netname.Dir, "ovl-*-"+host))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,10 +12,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-)
 
-// netnsDir is where named network namespaces are bound, so that "ip netns" and the like see them.
-const netnsDir = "/run/netns"
+	"github.com/overlayd/overlayd/vtep/link/netname"
+)
 
 // ErrNotPermitted says that this process may not make network namespaces.
 var ErrNotPermitted = errors.New("not permitted to make network namespaces: run as root")
@@ -23,7 +22,7 @@ var ErrNotPermitted = errors.New("not permitted to make network namespaces: run 
 // Namespace is a network namespace of a lab.
 type Namespace struct {
 	name   string          // in the lab: that of the host, or "router"
-	full   string          // in the system: a file in netnsDir
+	full   string          // in the system: a file in netname.Dir
 	inode  uint64          // what /proc/PID/ns/net of those inside says
 	handle netns.NsHandle  // keeps the namespace alive until close
 	nl     *netlink.Handle // sockets inside it
@@ -31,22 +30,11 @@ type Namespace struct {
 
 // createNamespace makes a named network namespace and brings its loopback up.
 func createNamespace(name, full string) (*Namespace, error) {
-	made := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread, which lies in the new namespace, ends with the goroutine.
-		runtime.LockOSThread()
-		h, err := netns.NewNamed(full)
-		if err == nil {
-			err = h.Close()
-		}
-		made <- err
-	}()
-	if err := <-made; err != nil {
-		err = errors.Join(err, deleteNamespace(full))
+	if err := netname.Make(full); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			err = ErrNotPermitted
 		}
-		return nil, fmt.Errorf("make the network namespace %s: %w", full, err)
+		return nil, err
 	}
 	n, err := openNamespace(name, full)
 	if err != nil {
@@ -79,7 +67,7 @@ func openNamespace(name, full string) (*Namespace, error) {
 // namespaceInode identifies a namespace as /proc/PID/ns/net does.
 func namespaceInode(full string) (uint64, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(filepath.Join(netnsDir, full), &st); err != nil {
+	if err := unix.Stat(filepath.Join(netname.Dir, full), &st); err != nil {
 		return 0, fmt.Errorf("look at the network namespace %s: %w", full, err)
 	}
 	return st.Ino, nil
@@ -88,16 +76,12 @@ func namespaceInode(full string) (uint64, error) {
 // deleteNamespace takes the name away; the kernel removes the namespace with everything in it when nothing
 // uses it any more. It is no error if there is none of that name.
 func deleteNamespace(full string) error {
-	path := filepath.Join(netnsDir, full)
-	// EINVAL: a plain file, left by a creation that was cut short before the mount.
-	err := unix.Unmount(path, unix.MNT_DETACH)
-	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount the network namespace %s: %w", full, err)
+	unlock, err := netname.Lock()
+	if err != nil {
+		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the network namespace %s: %w", full, err)
-	}
-	return nil
+	defer unlock()
+	return netname.Clear(full)
 }
 
 func (n *Namespace) close() {

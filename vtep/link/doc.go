@@ -15,5 +15,5 @@
 // kernel has no nftables; Watching.Close ends and joins them. What happens in another namespace, or on a
 // thread that is spent by it, is done by a goroutine that the caller waits for. Nothing else starts any.
 //
-// The package imports dataplane/addr and dataplane/mtu of this module, and neither vtep nor controlplane.
+// The package imports dataplane/addr, dataplane/mtu and vtep/link/netname of this module, and neither vtep nor controlplane.
 package link

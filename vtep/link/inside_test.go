@@ -106,7 +106,7 @@ func TestWatchOfASandbox(t *testing.T) {
 		{"far end of the relay down", func() { linktest.Must(t, SetDown(relay.Name)) }, false},
 		{"far end of the relay removed", func() { linktest.Must(t, netlink.LinkDel(linktest.Device(t, relay.Name))) }, false},
 		{"bridge removed", with(SandboxBridge, netlink.LinkDel), false},
-		{"container gone", func() { linktest.Delete(container) }, false},
+		{"container gone", func() { linktest.Delete(t, container) }, false},
 	} {
 		quiet(wake)
 		step.do()
@@ -186,7 +186,7 @@ func TestNamed(t *testing.T) {
 	if !s.Named() {
 		t.Error("a new sandbox has no name")
 	}
-	linktest.Delete(s.Name())
+	linktest.Delete(t, s.Name())
 	if s.Named() {
 		t.Error("its name was taken away, and it has it")
 	}

@@ -12,13 +12,12 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/vtep/link/netname"
 )
 
 // ErrNoNamespace means that there is no network namespace of that name or at that path.
 var ErrNoNamespace = errors.New("no such network namespace")
-
-// namespaceDir is where named network namespaces are mounted, as by `ip netns`.
-const namespaceDir = "/run/netns"
 
 // Namespace is an open network namespace, which exists at least until Close.
 type Namespace struct {
@@ -55,10 +54,10 @@ func OpenNamespace(nameOrPath string) (*Namespace, error) {
 // openNamed opens the network namespace that has a name: here, or in the mount namespace in which names last, should
 // ours not listen to that.
 func openNamed(name string) (*Namespace, error) {
-	path := filepath.Join(namespaceDir, name)
+	path := filepath.Join(netname.Dir, name)
 	n, err := openNamespace(path)
 	if errors.Is(err, ErrNoNamespace) {
-		if root, _, ok := lastingMounts(); ok {
+		if root, ok := netname.Elsewhere(); ok {
 			if n, err := openNamespace(root + path); err == nil {
 				return n, nil
 			}
@@ -162,23 +161,6 @@ func onThread(f func() error) error {
 		}
 		unix.Close(home)
 		result <- err
-	}()
-	return <-result
-}
-
-// onSpentThread calls f on a thread that is never used again, so that f may change anything of it. It is not the
-// first thread of the process, which cannot end.
-func onSpentThread(f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// This one is kept busy meanwhile, so that it is not given to us again.
-			result <- onSpentThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		result <- f()
 	}()
 	return <-result
 }

@@ -185,7 +185,7 @@ func TestRelayOfALostSandboxIsReplaced(t *testing.T) {
 	vni := newVNI()
 	lost, _ := open(t, vni, 1<<44)
 	openRelay(t, lost, vni)
-	linktest.Delete(lost.Name())
+	linktest.Delete(t, lost.Name())
 	s, adopted := open(t, vni, 1<<44)
 	if adopted {
 		t.Fatal("the sandbox still has its name")

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/vtep/link/netname"
 )
 
 // SandboxBridge is the name of the bridge in every sandbox.
@@ -40,7 +41,7 @@ func OpenSandbox(vni addr.VNI, host uint64) (s *Sandbox, adopted bool, err error
 	fail := func(err error) (*Sandbox, bool, error) {
 		return nil, false, fmt.Errorf("open the sandbox of VNI %v: %w", vni, err)
 	}
-	unlock, err := lockNames()
+	unlock, err := netname.Lock()
 	if err != nil {
 		return fail(err)
 	}
@@ -145,12 +146,12 @@ func newSandbox(name string, vni addr.VNI, host uint64) (*Sandbox, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	if err := mountName(fd, name); err != nil {
-		return nil, fmt.Errorf("name it %s: %w", name, err)
+	if err := netname.Set(fd, name); err != nil {
+		return nil, fmt.Errorf("name it %s: %w%s", name, err, privilegeHint(err))
 	}
 	n, err := openNamed(name)
 	if err != nil {
-		return nil, errors.Join(err, unmountName(name))
+		return nil, errors.Join(err, netname.Clear(name))
 	}
 	return &Sandbox{Namespace: n, name: name, mark: mark(vni, host)}, nil
 }
@@ -164,7 +165,7 @@ func (s *Sandbox) Named() bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var there, here unix.Stat_t
-	return unix.Stat(filepath.Join(namespaceDir, s.name), &there) == nil && unix.Fstat(s.fd, &here) == nil &&
+	return unix.Stat(filepath.Join(netname.Dir, s.name), &there) == nil && unix.Fstat(s.fd, &here) == nil &&
 		there.Dev == here.Dev && there.Ino == here.Ino
 }
 
@@ -180,7 +181,7 @@ func (s *Sandbox) Rename() (bool, error) {
 		}
 		return false, fmt.Errorf("the name %s, that of a sandbox, was given to another network namespace: remove that: ip netns delete %s", s.name, s.name)
 	}
-	unlock, err := lockNames()
+	unlock, err := netname.Lock()
 	if err != nil {
 		return false, err
 	}
@@ -190,8 +191,8 @@ func (s *Sandbox) Rename() (bool, error) {
 	if s.fd < 0 {
 		return false, os.ErrClosed
 	}
-	if err := mountName(s.fd, s.name); err != nil {
-		return false, fmt.Errorf("name the sandbox %s: %w", s.name, err)
+	if err := netname.Set(s.fd, s.name); err != nil {
+		return false, fmt.Errorf("name the sandbox %s: %w%s", s.name, err, privilegeHint(err))
 	}
 	return true, nil
 }
@@ -199,7 +200,7 @@ func (s *Sandbox) Rename() (bool, error) {
 // Remove closes the sandbox and removes it, with the bridge and the interfaces of the containers. It ends with the
 // last process in it, if there is any.
 func (s *Sandbox) Remove() error {
-	unlock, err := lockNames()
+	unlock, err := netname.Lock()
 	if err != nil {
 		return err
 	}
@@ -220,7 +221,7 @@ func (s *Sandbox) Remove() error {
 		}
 		return errors.Join(errs...)
 	})
-	if err := errors.Join(err, unmountName(s.name), s.Close()); err != nil {
+	if err := errors.Join(err, netname.Clear(s.name), s.Close()); err != nil {
 		return fmt.Errorf("remove sandbox %s: %w", s.name, err)
 	}
 	return nil
@@ -228,7 +229,7 @@ func (s *Sandbox) Remove() error {
 
 // Sandboxes lists the VNIs for which host has a sandbox.
 func Sandboxes(host uint64) ([]addr.VNI, error) {
-	entries, err := os.ReadDir(namespaceDir)
+	entries, err := os.ReadDir(netname.Dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -260,7 +261,7 @@ func Sandboxes(host uint64) ([]addr.VNI, error) {
 
 // RemoveSandbox removes the sandbox that host has for the VNI, if there is one.
 func RemoveSandbox(vni addr.VNI, host uint64) error {
-	unlock, err := lockNames()
+	unlock, err := netname.Lock()
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/overlayd/overlayd/dataplane/addr"
 	"github.com/overlayd/overlayd/vtep/link/linktest"
+	"github.com/overlayd/overlayd/vtep/link/netname"
 )
 
 // newVNI returns a VNI that no other test has: /run/netns is that of the machine.
@@ -44,7 +45,7 @@ func open(t *testing.T, vni addr.VNI, host uint64) (*Sandbox, bool) {
 func TestSandboxesOfTwoHosts(t *testing.T) {
 	linktest.Enter(t)
 	vni, hosts := newVNI(), [2]uint64{1 << 40, 1<<40 + 1}
-	linktest.Must(t, os.WriteFile(filepath.Join(namespaceDir, "overlayd-"+vni.String()), nil, 0o644)) // left from before a restart
+	linktest.Must(t, os.WriteFile(filepath.Join(netname.Dir, "overlayd-"+vni.String()), nil, 0o644)) // left from before a restart
 	names := [2]string{"overlayd-" + vni.String(), fmt.Sprintf("overlayd-%v-%d", vni, hosts[1])}
 	var ids [2]uint64
 	for round := range 3 {

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
@@ -17,6 +16,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/vtep/link/netname"
 )
 
 // Patience is how long a test waits for what must come.
@@ -91,25 +92,23 @@ func New(t testing.TB) netns.NsHandle {
 func Named(t testing.TB, hint string) string {
 	t.Helper()
 	name := fmt.Sprintf("test-%08x-%s", rand.Uint32(), hint)
-	Return(t, func() {
-		ns, err := netns.NewNamed(name)
-		if errors.Is(err, unix.EPERM) && os.Getenv("CI") != "true" {
-			t.Skip("needs root: network namespaces")
-		}
-		Must(t, err)
-		ns.Close()
-		Must(t, netlink.LinkSetUp(Device(t, "lo")))
-	})
-	t.Cleanup(func() { Delete(name) })
+	err := netname.Make(name)
+	if errors.Is(err, unix.EPERM) && os.Getenv("CI") != "true" {
+		t.Skip("needs root: network namespaces")
+	}
+	Must(t, err)
+	t.Cleanup(func() { Delete(t, name) })
+	In(t, name, func() { Must(t, netlink.LinkSetUp(Device(t, "lo"))) })
 	return name
 }
 
-// Delete takes the name away from a namespace.
-func Delete(name string) {
-	path := filepath.Join("/run/netns", name)
-	// What is gone already need not go.
-	_ = unix.Unmount(path, unix.MNT_DETACH)
-	_ = os.Remove(path)
+// Delete takes the name away from a namespace, if it has one.
+func Delete(t testing.TB, name string) {
+	t.Helper()
+	unlock, err := netname.Lock()
+	Must(t, err)
+	defer unlock()
+	Must(t, netname.Clear(name))
 }
 
 // In calls f with the test in the namespace of that name, and takes it back where it was.

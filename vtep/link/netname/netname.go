@@ -1,6 +1,6 @@
 //go:build linux
 
-package link
+package netname
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,20 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A named network namespace is a file in /run/netns on which the namespace is mounted. It lasts as long as that mount,
-// in whichever mount namespace that is. A daemon that a service manager, or `ip netns exec`, gave a mount namespace of
-// its own would take it away with itself, and with it all containers' interfaces. So names are mounted in a mount
-// namespace that lasts, if there is another one with the same /run/netns: that of process 1, or of the process that we
-// descend from, or of any that does not itself follow others' mounts. From there they reach all that listen to it.
+// Dir is where the names are.
+const Dir = "/run/netns"
 
-// lockNames keeps other processes from looking for names and making some until the returned function is called.
-func lockNames() (unlock func(), err error) {
-	if err := os.MkdirAll(namespaceDir, 0o755); err != nil {
+// Lock keeps other processes from looking for names and making some until the returned function is called.
+func Lock() (unlock func(), err error) {
+	if err := os.MkdirAll(Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the folder of named network namespaces: %w", err)
 	}
-	fd, err := unix.Open(namespaceDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", namespaceDir, err)
+		return nil, fmt.Errorf("open %s: %w", Dir, err)
 	}
 	for {
 		err = unix.Flock(fd, unix.LOCK_EX)
@@ -38,19 +36,47 @@ func lockNames() (unlock func(), err error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("lock %s: %w", namespaceDir, err)
+		return nil, fmt.Errorf("lock %s: %w", Dir, err)
 	}
 	return func() { unix.Close(fd) }, nil
 }
 
-// mountName gives the network namespace that fd is open on a name. What is left under the name goes.
-func mountName(fd int, name string) error {
-	target := filepath.Join(namespaceDir, name)
+// Make makes a network namespace with a name, which must be new. The calling thread stays where it is. The devices of the
+// namespace, which are loopback and what some drivers add, are down.
+func Make(name string) error {
+	err := onSpentThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		unlock, err := Lock()
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if _, err := os.Lstat(filepath.Join(Dir, name)); !errors.Is(err, os.ErrNotExist) {
+			return errors.Join(unix.EEXIST, err)
+		}
+		return Set(fd, name)
+	})
+	if err != nil {
+		return fmt.Errorf("make the network namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// Set gives the network namespace that fd is open on a name. What is left under the name goes.
+func Set(fd int, name string) error {
+	target := filepath.Join(Dir, name)
 	return whereNamesLast(func() error {
 		if err := shareNames(); err != nil {
 			return err
 		}
-		if err := clearName(target); err != nil {
+		if err := unmount(target); err != nil {
 			return err
 		}
 		f, err := unix.Open(target, unix.O_RDONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0)
@@ -59,21 +85,21 @@ func mountName(fd int, name string) error {
 		}
 		unix.Close(f)
 		if err := unix.Mount(fmt.Sprintf("/proc/thread-self/fd/%d", fd), target, "none", unix.MS_BIND, ""); err != nil {
-			return errors.Join(fmt.Errorf("mount it: %w%s", err, privilegeHint(err)), unix.Unlink(target))
+			return errors.Join(fmt.Errorf("mount it: %w", err), unix.Unlink(target))
 		}
 		return nil
 	})
 }
 
-// unmountName takes a name away.
-func unmountName(name string) error {
-	return whereNamesLast(func() error { return clearName(filepath.Join(namespaceDir, name)) })
+// Clear takes a name away. It is no error if there is none. The namespace ends when nothing uses it any more.
+func Clear(name string) error {
+	return whereNamesLast(func() error { return unmount(filepath.Join(Dir, name)) })
 }
 
-func clearName(target string) error {
+func unmount(target string) error {
 	err := unix.Unmount(target, unix.MNT_DETACH)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // EINVAL: nothing is mounted there
-		return fmt.Errorf("unmount %s: %w%s", target, err, privilegeHint(err))
+		return fmt.Errorf("unmount %s: %w", target, err)
 	}
 	if err := unix.Unlink(target); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove %s: %w", target, err)
@@ -83,21 +109,21 @@ func clearName(target string) error {
 
 // shareNames makes mounts in /run/netns show in all mount namespaces, as `ip netns` does.
 func shareNames() error {
-	err := unix.Mount("", namespaceDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	err := unix.Mount("", Dir, "none", unix.MS_SHARED|unix.MS_REC, "")
 	if errors.Is(err, unix.EINVAL) { // it is no mount yet
-		if err = unix.Mount(namespaceDir, namespaceDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
-			err = unix.Mount("", namespaceDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+		if err = unix.Mount(Dir, Dir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = unix.Mount("", Dir, "none", unix.MS_SHARED|unix.MS_REC, "")
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("share %s with all mount namespaces: %w%s", namespaceDir, err, privilegeHint(err))
+		return fmt.Errorf("share %s with all mount namespaces: %w", Dir, err)
 	}
 	return nil
 }
 
 // whereNamesLast calls f in the mount namespace in which names last.
 func whereNamesLast(f func() error) error {
-	_, ns, ok := lastingMounts()
+	_, ns, ok := lasting()
 	if !ok {
 		return f()
 	}
@@ -121,16 +147,23 @@ func whereNamesLast(f func() error) error {
 	return err
 }
 
-// lastingMounts finds a process in a mount namespace that outlives this process, and other than ours. It returns paths
+// Elsewhere returns the root folder of a process that sees names which last, if those that this process sees might not be among
+// them.
+func Elsewhere() (root string, ok bool) {
+	root, _, ok = lasting()
+	return root, ok
+}
+
+// lasting finds a process in a mount namespace that outlives this process, and other than ours. It returns paths
 // to its root and to that namespace; ok is false if there is none, or ours will do.
-func lastingMounts() (root, ns string, ok bool) {
+func lasting() (root, ns string, ok bool) {
 	if shared, _ := propagation("self"); shared {
 		return "", "", false // mounts reach the others from here
 	}
 	for pid := range processes() {
 		proc := "/proc/" + pid
 		shared, follows := propagation(pid)
-		if !sameFile(proc+"/root"+namespaceDir, namespaceDir) || follows && !shared {
+		if !sameFile(proc+"/root"+Dir, Dir) || follows && !shared {
 			continue
 		}
 		if sameFile(proc+"/ns/mnt", "/proc/self/ns/mnt") {
@@ -197,7 +230,7 @@ func propagation(pid string) (shared, follows bool) {
 			continue
 		}
 		point := strings.TrimSuffix(f[pointField], "/") + "/"
-		if !strings.HasPrefix(namespaceDir+"/", point) || len(point) < longest {
+		if !strings.HasPrefix(Dir+"/", point) || len(point) < longest {
 			continue
 		}
 		longest, shared, follows = len(point), false, false
@@ -216,4 +249,21 @@ func propagation(pid string) (shared, follows bool) {
 func sameFile(a, b string) bool {
 	var x, y unix.Stat_t
 	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
+}
+
+// onSpentThread calls f on a thread that is never used again, so that f may change anything of it. It is not the
+// first thread of the process, which cannot end.
+func onSpentThread(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// This one is kept busy meanwhile, so that it is not given to us again.
+			result <- onSpentThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		result <- f()
+	}()
+	return <-result
 }
