@@ -386,21 +386,21 @@ func (e *Egress) sendCut(b []byte, size int, s Send) int {
 	payload := gso.Payload(&e.p)
 	frames := gso.Segments(payload, size)
 	if e.cut.size != size {
-		e.cut.first, e.cut.per = len(e.Pieces), 1
+		first, per := len(e.Pieces), 1
 		var pieces [][]byte
 		if e.known && int(e.p.PayloadOff)+size <= trainMost { // of a flood each size would have a copy of its own
 			pieces = gso.Train(e.Pieces, e.arena, e.prefix[:], b, &e.p, size)
 		}
 		if pieces == nil {
 			pieces = gso.Split(e.Pieces, e.arena, e.prefix[:], b, &e.p, size)
-			e.cut.per = 2
+			per = 2
 		}
 		if pieces == nil {
 			e.drop(GSOUnsupported, frames, b, &e.view.vteps[s.VTEP])
 			return frames
 		}
 		e.Pieces = pieces
-		e.cut.size = size
+		e.cut.size, e.cut.first, e.cut.per = size, first, per
 	}
 	s.PerDatagram = e.cut.per
 	e.emit(s, e.cut.first, frames, int(e.p.PayloadOff), size, payload)

@@ -9,6 +9,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"github.com/overlayd/overlayd/dataplane/addr"
+	"github.com/overlayd/overlayd/dataplane/fdb"
 	"github.com/overlayd/overlayd/dataplane/frame"
 	"github.com/overlayd/overlayd/dataplane/frametest"
 	"github.com/overlayd/overlayd/dataplane/gso"
@@ -148,6 +149,31 @@ func TestEgressFloodsManySizes(t *testing.T) {
 	w.send(t, fromTAP(h, b), fromTAP(h, b))
 	if n := w.dropped(GSOUnsupported); n != 0 {
 		t.Errorf("%d frames were dropped", n)
+	}
+	w.checkLaw(t)
+}
+
+// What has no room in the arena is dropped, and does not touch what was cut before for others.
+func TestEgressFloodsWithoutRoom(t *testing.T) {
+	a, b, c := frametest.IP4(200), frametest.IP4(201), frametest.IP4(202)
+	w := newWorld(t, full, a, b, c)
+	w.setPath(t, b, 1400)
+	offload, sf := frametest.TCP4(frametest.Opts{Payload: 60000}).Offload(1398)
+	const headers = 62 // VXLAN, Ethernet, IPv4, TCP
+	frames := (60000 + 1397) / 1398
+	w.egress.arena = gso.NewArena(make([]byte, 2*frames*headers)) // for b there are more
+	for _, d := range w.send(t, fromTAP(offload, sf)) {
+		frametest.Check(t, d[header.VXLANLen:])
+	}
+	sent := map[fdb.VTEPID]int{}
+	for _, s := range w.egress.Sends {
+		sent[s.VTEP] += s.Frames
+	}
+	if toA, toC := sent[w.id(t, a)], sent[w.id(t, c)]; toA != frames || toC != frames || len(sent) != 2 {
+		t.Errorf("%d datagrams to a, %d to c, %d VTEPs, want %[4]d, %[4]d, and these two", toA, toC, len(sent), frames)
+	}
+	if n := w.dropped(GSOUnsupported); n <= uint64(frames) {
+		t.Errorf("%d frames were dropped, want those to b", n)
 	}
 	w.checkLaw(t)
 }
