@@ -125,11 +125,13 @@ func (m *member) managers() []manager {
 }
 
 // askManagers asks one manager after the other until one answers. Only that a manager cannot be reached or cannot
-// answer at the moment is a reason to ask the next one.
+// answer at the moment is a reason to ask the next one. None gets more than limit, nor more than its share of the time that
+// ctx leaves: one that stands still must not keep the others from being asked.
 func (m *member) askManagers(ctx context.Context, limit time.Duration, ask func(context.Context, peerv1connect.PeerServiceClient) error) error {
 	var errs []error
-	for _, x := range m.managers() {
-		err := m.askOne(ctx, x, limit, ask)
+	all := m.managers()
+	for i, x := range all {
+		err := m.askOne(ctx, x, share(ctx, limit, len(all)-i), ask)
 		if err == nil || !isTransient(err) || ctx.Err() != nil {
 			return err
 		}
@@ -139,6 +141,14 @@ func (m *member) askManagers(ctx context.Context, limit time.Duration, ask func(
 		return connect.NewError(connect.CodeUnavailable, errors.New("no other manager is known"))
 	}
 	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("no manager answers: %w", errors.Join(errs...)))
+}
+
+// share returns how long one of n attempts may take that have to end with ctx, and limit at most.
+func share(ctx context.Context, limit time.Duration, n int) time.Duration {
+	if end, bounded := ctx.Deadline(); bounded {
+		limit = min(limit, time.Until(end)/time.Duration(n))
+	}
+	return limit
 }
 
 func (m *member) askOne(ctx context.Context, x manager, limit time.Duration, ask func(context.Context, peerv1connect.PeerServiceClient) error) error {

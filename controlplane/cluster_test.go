@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,9 +38,16 @@ type site struct {
 	next byte
 }
 
+// sites are those of this process so far; others of the machine begin elsewhere.
+var (
+	sites     atomic.Uint32
+	firstSite = rand.N(uint32(250 * 250))
+)
+
 func newSite(t *testing.T) *site {
 	t.Parallel()
-	return &site{t: t, base: [4]byte{127, byte(1 + rand.N(250)), byte(rand.N(250)), 0}}
+	n := (firstSite + sites.Add(1)) % (250 * 250)
+	return &site{t: t, base: [4]byte{127, byte(1 + n/250), byte(n % 250), 0}}
 }
 
 // host is a Node that runs, or not.

@@ -20,10 +20,11 @@ type detour struct {
 	to   string
 	work sync.WaitGroup
 
-	mu   sync.Mutex
-	cut  bool
-	raft []net.Conn
-	all  []net.Conn
+	mu     sync.Mutex
+	cut    bool
+	closed bool
+	raft   []net.Conn
+	all    []net.Conn
 }
 
 func newDetour(t *testing.T, at netip.Addr, h *host) *detour {
@@ -45,7 +46,7 @@ func newDetour(t *testing.T, at netip.Addr, h *host) *detour {
 	t.Cleanup(func() {
 		d.ln.Close()
 		d.mu.Lock()
-		d.cut = true
+		d.closed = true
 		for _, c := range d.all {
 			c.Close()
 		}
@@ -70,7 +71,7 @@ func (d *detour) pass(c net.Conn) {
 	defer on.Close()
 	forRaft := bytes.Contains(hello[:n], []byte(protocolRaft))
 	d.mu.Lock()
-	refused := d.cut && forRaft
+	refused := d.closed || d.cut && forRaft
 	d.all = append(d.all, c, on)
 	if forRaft {
 		d.raft = append(d.raft, c)
@@ -99,56 +100,65 @@ func (d *detour) cutRaft() {
 	}
 }
 
-// A manager that is dismissed while Raft does not reach it works as the worker that it is now, and is soon nothing else; and one
-// that leaves then does not wait for what it will not hear.
+// A manager that is dismissed while Raft does not reach it finds that out, works as the worker that it is then, and does not wait
+// for what it will not hear when it leaves.
 func TestDismissedUnheard(t *testing.T) {
 	s := newSite(t)
 	a, b := s.host(), s.host()
 	tokens := a.init("a")
-	// h joins as a manager that is reached by way of a detour.
-	manager := func(h *host, name string) *detour {
+	b.join("b", tokens.Manager, a)
+	a.voters(a, b)
+	// Three more are reached by way of detours.
+	var hosts [3]*host
+	var to [3]*detour
+	for i := range hosts {
+		h := s.host()
 		s.next++
 		s.base[3] = s.next
 		at := netip.AddrFrom4(s.base)
-		d := newDetour(t, at, h)
-		if _, err := h.Join(h.ctx(), tokens.Manager, []string{a.control()}, Options{Name: name, Addresses: []netip.Addr{at}}); err != nil {
+		hosts[i], to[i] = h, newDetour(t, at, h)
+		if _, err := h.Join(h.ctx(), tokens.Manager, []string{a.control()}, Options{Name: string('c' + rune(i)), Addresses: []netip.Addr{at}}); err != nil {
 			t.Fatal(err)
 		}
-		return d
 	}
-	b.join("b", tokens.Manager, a)
-	a.voters(a, b)
-	c, d := s.host(), s.host()
-	toC, toD := manager(c, "c"), manager(d, "d")
-	a.voters(a, b, c, d)
+	a.voters(append(hosts[:], a, b)...)
 	one := a.propose(network("one", 1)).Network
+	demote := func(i int) *host {
+		to[i].cutRaft()
+		a.propose(update(&statev1.UpdateNode{Id: hosts[i].id(), Role: worker}))
+		return hosts[i]
+	}
 
-	toC.cutRaft()
-	a.propose(update(&statev1.UpdateNode{Id: c.id(), Role: worker}))
-	if _, err := c.Propose(c.ctx(), endpoint(one.Id, c.id(), "web")); err != nil {
-		t.Errorf("an endpoint on the former manager: %v", err)
-	}
-	if err := c.Fresh(c.ctx()); err != nil {
-		t.Errorf("what is new on the former manager: %v", err)
-	}
-	if _, err := c.Tokens(c.ctx()); err == nil {
-		t.Error("the former manager shows the tokens")
-	}
+	c := demote(0)
 	ctx, cancel := context.WithTimeout(c.ctx(), dismissTime*2/3)
 	defer cancel()
+	if c.member.Load().seat.Load() == nil {
+		t.Error("its seat is empty before it has heard of anything")
+	}
 	if c.member.Load().dismissed(ctx); ctx.Err() != nil {
 		t.Error("the former manager has not found out that the others go on without it")
 	}
-	c.until("the seat to be empty", func() error {
-		if m := c.member.Load(); m.seat.Load() != nil || m.creds.Load().Role() != worker {
+
+	d := demote(1)
+	if _, err := d.Propose(d.ctx(), endpoint(one.Id, d.id(), "web")); err != nil {
+		t.Errorf("an endpoint on the former manager: %v", err)
+	}
+	if err := d.Fresh(d.ctx()); err != nil {
+		t.Errorf("what is new on the former manager: %v", err)
+	}
+	d.until("the seat to be empty", func() error {
+		if m := d.member.Load(); m.seat.Load() != nil || m.creds.Load().Role() != worker {
 			return errors.New("it is not")
 		}
 		return nil
 	})
+	if _, err := d.Tokens(d.ctx()); !isKind(err, statev1.Error_KIND_REFUSED) {
+		t.Errorf("the tokens on the former manager: %v", err)
+	}
 
-	toD.cutRaft()
+	to[2].cutRaft()
 	began := time.Now()
-	if err := d.Leave(d.ctx(), false); err != nil {
+	if err := hosts[2].Leave(hosts[2].ctx(), false); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(began); took >= dismissTime {

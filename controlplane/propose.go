@@ -28,8 +28,10 @@ const (
 	// retryAfter is the first wait before a command is proposed again; it doubles up to maxRetryAfter.
 	retryAfter    = 50 * time.Millisecond
 	maxRetryAfter = time.Second
-	// carryOnTime bounds the question to another manager whether it works.
+	// carryOnTime bounds a question to another manager that has no answer if that one does not work.
 	carryOnTime = 2 * time.Second
+	// carryOnAgain is when the leader looks again whether the managers that would be left work, if they seem not to.
+	carryOnAgain = 100 * time.Millisecond
 )
 
 // Refusal is why the managers refused a command. The state is as it was before.
@@ -187,7 +189,9 @@ func (s *seat) decide(ctx context.Context, c *statev1.Command) (*statev1.Result,
 	}
 	if id := losesVoter(c); id != "" && s.raft.IsLeader() {
 		if n := s.store.Node(id); n != nil && n.Role == statev1.Role_ROLE_MANAGER {
-			if err := s.canLose(ctx, id); err != nil {
+			if err := s.canLose(ctx, id); errors.As(err, new(*consensus.NotLeaderError)) {
+				return nil, err
+			} else if err != nil {
 				return &statev1.Result{Error: &statev1.Error{Kind: statev1.Error_KIND_REFUSED, Message: err.Error()}}, nil
 			}
 		}
@@ -206,23 +210,31 @@ func (s *seat) decide(ctx context.Context, c *statev1.Command) (*statev1.Result,
 }
 
 // canLose returns an error if the cluster could make no changes any more without a manager. That it is the last one, the
-// state says better.
+// state says better. It looks again for a while before it says so: a machine may stand still for a moment.
 func (s *seat) canLose(ctx context.Context, id string) error {
 	if len(s.managers()) == 1 {
 		return nil
 	}
-	err := s.raft.CanLose(id)
-	if err == nil {
-		err = s.carryOn(ctx, id)
+	for began := time.Now(); ; {
+		err := s.raft.CanLose(id)
+		if err == nil {
+			err = s.carryOn(ctx, id)
+		}
+		if err == nil || errors.As(err, new(*consensus.NotLeaderError)) {
+			return err
+		}
+		select {
+		case <-time.After(carryOnAgain):
+		case <-ctx.Done():
+		}
+		if time.Since(began) >= carryOnTime || ctx.Err() != nil {
+			text := err.Error() // Raft knows no names
+			for _, n := range s.store.Nodes() {
+				text = strings.ReplaceAll(text, n.Id, n.Name)
+			}
+			return errors.New(text)
+		}
 	}
-	if err == nil {
-		return nil
-	}
-	text := err.Error() // Raft knows no names
-	for _, n := range s.store.Nodes() {
-		text = strings.ReplaceAll(text, n.Id, n.Name)
-	}
-	return errors.New(text)
 }
 
 // carryOn returns an error unless a majority of the managers that are left without one answers now. Raft itself goes by
@@ -269,13 +281,13 @@ func losesVoter(c *statev1.Command) string {
 }
 
 // Fresh waits until this node's copy holds every change that was acknowledged before the call, so that a read that
-// follows is linearizable. Without a leader it returns an error soon; the copy can be read all the same.
+// follows is linearizable. While there is no leader it waits for one, up to a limit; the copy can be read all the same.
 func (n *Node) Fresh(ctx context.Context) error {
 	m, err := n.current()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var index uint64
 	if err := retry(ctx, func() error {

@@ -167,7 +167,7 @@ func TestStopWhileMeeting(t *testing.T) {
 	defer conn.Close()
 	began := time.Now()
 	w.halt()
-	if took := time.Since(began); took > 2500*time.Millisecond {
+	if took := time.Since(began); took > 4500*time.Millisecond { // the exchange itself gives up after 5 s
 		t.Errorf("it took %v to end", took)
 	}
 }

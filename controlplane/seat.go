@@ -32,6 +32,8 @@ const (
 	dismissTime = 15 * time.Second
 	// dismissAsk is how often it asks them whether they do.
 	dismissAsk = 250 * time.Millisecond
+	// dismissHear is how long it waits for the answer before it asks another one.
+	dismissHear = time.Second
 )
 
 // seat is a manager's place in Raft.
@@ -99,7 +101,10 @@ func (m *member) dismissed(ctx context.Context) {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ask.C:
-			if a, ok := m.hearMembership(ctx); ok && a.Dismissed {
+			soon, cancel := context.WithTimeout(ctx, dismissHear)
+			a, ok := m.hearMembership(soon)
+			cancel()
+			if ok && a.Dismissed {
 				return
 			}
 		case <-ctx.Done():
@@ -108,7 +113,8 @@ func (m *member) dismissed(ctx context.Context) {
 	}
 }
 
-// counts reports whether Raft counts on a node, as far as this one knows.
+// counts reports whether Raft counts on a node, as far as this one knows: a change that is not committed holds already, as Raft
+// itself goes by it.
 func (s *seat) counts(id string) bool {
 	return slices.ContainsFunc(s.raft.Servers(), func(x consensus.Server) bool { return x.ID == id })
 }

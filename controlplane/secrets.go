@@ -194,7 +194,7 @@ func (n *Node) Tokens(ctx context.Context) (Tokens, error) {
 	if err != nil {
 		return Tokens{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var secrets *statev1.Secrets
 	if err := retry(ctx, func() error {
@@ -237,6 +237,9 @@ func (m *member) secretsIndex(ctx context.Context, s *seat) (index uint64, err e
 	if elsewhere.LeaderID == "" || elsewhere.LeaderID == m.local.NodeID {
 		return 0, errors.New("this manager does not lead, and knows of no leader")
 	}
+	// One that stands still, or stood, must not be waited for when there is another leader.
+	ctx, cancel := context.WithTimeout(ctx, carryOnTime)
+	defer cancel()
 	var a secretsAnswer
 	err = ask(ctx, m.peers.http(manager{ID: elsewhere.LeaderID, Address: elsewhere.LeaderAddress}), "https://"+elsewhere.LeaderAddress+secretsPath, &a)
 	return a.Index, err

@@ -24,28 +24,29 @@ func (v *VTEP) openPrecedence() {
 	if !v.features.on(FeaturePrecedence) {
 		return
 	}
-	err := errors.Join(tryPrecedence(), preferGroup())
+	stated, err := tryPrecedence()
+	if err == nil && !stated {
+		err = preferGroup()
+	}
 	if errors.Is(err, os.ErrPermission) {
 		err = fmt.Errorf("%w; this needs CAP_SYS_NICE", err)
 	}
 	v.features.missing(FeaturePrecedence, err)
 }
 
-// tryPrecedence gives the calling thread precedence and takes it away again.
-func tryPrecedence() error {
+// tryPrecedence gives the calling thread precedence and takes it away again. stated says that it has a nice value of somebody
+// else, which holds for the whole process then.
+func tryPrecedence() (stated bool, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	before, err := unix.SchedGetAttr(0, 0)
-	if err == nil {
-		err = preferThread()
+	if err != nil {
+		return false, fmt.Errorf("reading how a thread is scheduled: %w", err)
 	}
-	if err == nil {
+	if err = preferThread(); err == nil {
 		err = setPatient(false)
 	}
-	if before != nil {
-		err = errors.Join(err, unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), int(before.Nice)))
-	}
-	return err
+	return before.Nice != 0, errors.Join(err, unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), int(before.Nice)))
 }
 
 // preferThread gives the calling thread precedence. What somebody else has set stays: with a nice value a thread can be patient

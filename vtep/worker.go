@@ -48,7 +48,7 @@ type worker struct {
 	frames   []frame.Frame
 	buffers  []forward.Received
 	sender   *underlay.Sender
-	arena    *gso.Arena // for the headers of the batch in hand
+	arena    *gso.Arena // for the headers of the batch in hand, and the payload of its trains
 	moved    int        // bytes read in this round
 	read     int        // and frames, or buffers that several came in
 	bulk     int        // from how many bytes on the next round is not slept for
@@ -147,6 +147,7 @@ func (w *worker) prefer() bool {
 	}
 	runtime.LockOSThread()
 	if err := preferThread(); err != nil {
+		runtime.UnlockOSThread()
 		w.v.features.missing(FeaturePrecedence, err)
 		return false
 	}

@@ -57,8 +57,9 @@ func (c *calm) wait() {
 // rest holds memberlist up after a probe that was answered after took, until the clock shows a whole multiple of every, the
 // interval of probes: then this process does all that it does again and again. memberlist's own tick comes meanwhile, unheard,
 // so that the next probe follows at once. There is one in each interval as without this; only the first rest is longer, less
-// than twice the interval. It does not rest while there are signs: a member that may be lost is probed by memberlist's ticks
-// alone.
+// than twice the interval. It begins no rest while there are signs: a member that may be lost is probed by memberlist's ticks
+// alone. A sign that comes during a rest does not end it: the next probe may then be as much later than memberlist's tick as
+// that rest was to last, less than an interval, and less than two if it is the first.
 func (c *calm) rest(every, took time.Duration) {
 	if !c.quiet() {
 		return

@@ -25,7 +25,7 @@ const leaseTime = time.Minute
 // AddEndpoint leases addresses, makes the interface, and confirms the lease: in this order, so that nothing that
 // fails on the way leaves an address that is used twice, or one that nobody frees.
 func (s *Service) AddEndpoint(ctx context.Context, req *overlaydv1.AddEndpointRequest) (*overlaydv1.AddEndpointResponse, error) {
-	if err := s.fresh(ctx); err != nil {
+	if err := s.agreed(ctx); err != nil {
 		return nil, err
 	}
 	n, err := s.networkNamed("network", req.Network)
@@ -155,7 +155,7 @@ func (s *Service) ListEndpoints(ctx context.Context, req *overlaydv1.ListEndpoin
 
 // RemoveEndpoint removes an endpoint, and its interface if that is here.
 func (s *Service) RemoveEndpoint(ctx context.Context, req *overlaydv1.RemoveEndpointRequest) (*overlaydv1.RemoveEndpointResponse, error) {
-	if err := s.fresh(ctx); err != nil {
+	if err := s.agreed(ctx); err != nil {
 		return nil, err
 	}
 	n, err := s.networkNamed("network", req.Network)

@@ -85,7 +85,7 @@ func (s *Service) GetNetwork(ctx context.Context, req *overlaydv1.GetNetworkRequ
 
 // RemoveNetwork removes a network without endpoints.
 func (s *Service) RemoveNetwork(ctx context.Context, req *overlaydv1.RemoveNetworkRequest) (*overlaydv1.RemoveNetworkResponse, error) {
-	if err := s.fresh(ctx); err != nil {
+	if err := s.agreed(ctx); err != nil {
 		return nil, err
 	}
 	n, err := s.networkNamed("network", req.Network)

@@ -19,8 +19,11 @@ const (
 	// freshTime is how long a listing waits for the managers.
 	freshTime = 1500 * time.Millisecond
 	// raftTime is how long it waits for one of them to say how Raft is.
-	raftTime = 500 * time.Millisecond
+	raftTime = time.Second
 )
+
+// agreed brings the node's copy up to date before a change that goes by it. What such a copy does not hold does not exist.
+func (s *Service) agreed(ctx context.Context) error { return known(s.cp.Fresh(ctx)) }
 
 // fresh brings the node's copy up to date before a listing. Without a leader the copy has to do: an operator who
 // looks for the reason needs the listing most of all.
@@ -146,7 +149,7 @@ func (s *Service) GetNode(ctx context.Context, req *overlaydv1.GetNodeRequest) (
 
 // UpdateNode changes a member.
 func (s *Service) UpdateNode(ctx context.Context, req *overlaydv1.UpdateNodeRequest) (*overlaydv1.UpdateNodeResponse, error) {
-	if err := s.fresh(ctx); err != nil {
+	if err := s.agreed(ctx); err != nil {
 		return nil, err
 	}
 	n, err := s.node("node", req.Node)
@@ -169,7 +172,7 @@ func (s *Service) UpdateNode(ctx context.Context, req *overlaydv1.UpdateNodeRequ
 
 // RemoveNode takes a member out of the cluster.
 func (s *Service) RemoveNode(ctx context.Context, req *overlaydv1.RemoveNodeRequest) (*overlaydv1.RemoveNodeResponse, error) {
-	if err := s.fresh(ctx); err != nil {
+	if err := s.agreed(ctx); err != nil {
 		return nil, err
 	}
 	n, err := s.node("node", req.Node)
