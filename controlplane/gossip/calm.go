@@ -58,8 +58,8 @@ func (c *calm) wait() {
 // interval of probes: then this process does all that it does again and again. memberlist's own tick comes meanwhile, unheard,
 // so that the next probe follows at once. There is one in each interval as without this; only the first rest is longer, less
 // than twice the interval. It begins no rest while there are signs: a member that may be lost is probed by memberlist's ticks
-// alone. A sign that comes during a rest does not end it: the next probe may then be as much later than memberlist's tick as
-// that rest was to last, less than an interval, and less than two if it is the first.
+// alone. A sign during a rest does not end it, though: the next probe may then come up to an interval later than memberlist's
+// tick would have made it, and after the first rest up to nearly two.
 func (c *calm) rest(every, took time.Duration) {
 	if !c.quiet() {
 		return
