@@ -43,7 +43,8 @@ func TestPreferThreadLeavesAlone(t *testing.T) {
 	}
 }
 
-// A worker is patient while much passes, be it in small frames or in large ones, and after a pause nobody waits.
+// A worker is patient while much passes, be it in small frames or in large ones. The first packet after a pause, which may have
+// waited for one that went to sleep patient, ends it.
 func TestPace(t *testing.T) {
 	type traffic struct {
 		every         time.Duration // from the end of a round to that of the next

@@ -85,8 +85,8 @@ func NewSender() *Sender {
 }
 
 // Send hands every send to the kernel, in order for each source, and reports each. pieces are those that
-// the sends refer to; dest is indexed by VTEPID. It waits for room in a full socket, but once it has done so
-// in vain it does not for the rest.
+// the sends refer to, and the caller keeps hold of them meanwhile, as Egress.Pieces does; dest is indexed by VTEPID. It
+// waits for room in a full socket, but once it has done so in vain it does not for the rest.
 func (s *Sender) Send(sends []forward.Send, pieces [][]byte, dest []Destination, to Reporter) {
 	s.wait = true
 	for i := range sends {
@@ -264,8 +264,9 @@ func (s *Sender) flush(to Reporter) {
 
 // sendmmsg hands over messages i to n, and returns how many the kernel took.
 func (s *Sender) sendmmsg(i, n int) (int, unix.Errno) {
-	// Everything that the kernel reads stays reachable: msgs and iov hold typed pointers. The call does not
-	// block, so that the scheduler need not know: see package poll.
+	// Everything that the kernel reads stays reachable: msgs and iov hold typed pointers. Of parts that gather has joined, iov
+	// holds the first alone, and the caller's pieces the others. The call does not block, so that the scheduler need not know:
+	// see package poll.
 	r, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(n-i), unix.MSG_DONTWAIT, 0, 0)
 	if errno != unix.EAGAIN || !s.wait {
 		return int(r), errno
