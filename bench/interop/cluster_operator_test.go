@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/vtep/link"
@@ -86,7 +87,7 @@ func (s *secrets) watchProcesses(t *testing.T) (stop func()) {
 			select {
 			case <-end:
 				return
-			default:
+			case <-time.After(5 * time.Millisecond): // the others need the processor, too
 			}
 		}
 	}()

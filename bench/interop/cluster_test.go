@@ -272,12 +272,17 @@ func TestCluster(t *testing.T) {
 			t.Errorf("%s has MTU %d, %v; want 1450", c.name, mtu, err)
 		}
 	}
-	var nodes struct {
-		Nodes []struct{ Name, ManagerStatus, Status string }
-	}
-	if err := json.Unmarshal([]byte(all[1].ctl("node", "ls", "-o", "json")), &nodes); err != nil || len(nodes.Nodes) != 3 || nodes.Nodes[0].ManagerStatus != "leader" {
-		t.Errorf("node ls: %+v, %v", nodes, err)
-	}
+	settled(t, "three managers, of which one leads", func() (bool, string) {
+		var out struct {
+			Nodes []struct{ Name, ManagerStatus, Status string }
+		}
+		err := json.Unmarshal([]byte(all[1].ctl("node", "ls", "-o", "json")), &out)
+		roles := map[string]int{}
+		for _, n := range out.Nodes {
+			roles[n.ManagerStatus]++
+		}
+		return err == nil && len(out.Nodes) == 3 && roles["leader"] == 1 && roles["reachable"] == 2, fmt.Sprintf("%+v, %v", out, err)
+	})
 
 	t.Run("bulk", func(t *testing.T) {
 		r, err := load.TCP(within(t), load.TCPConfig{From: containers[1], To: containers[2], Address: containers[2].ip, Direction: load.Both, Bytes: 50 * megabyte, Verify: true})

@@ -129,6 +129,7 @@ func (m *member) fresh() (names []string) {
 	settled(m.t, m.host.Name()+" to list what is not old", func() (bool, string) {
 		before := said()
 		names = m.knows()
+		m.knows() // meanwhile what was said of the first one arrives
 		return said() == before, fmt.Sprintf("%q", names)
 	})
 	return names

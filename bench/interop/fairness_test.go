@@ -37,6 +37,9 @@ const (
 	window = time.Second
 )
 
+// windows is how often a contest is held at most.
+const windows = 3
+
 // TestFairness has networks, and the flows of one, compete for what two daemons carry. How much that is depends on the
 // machine: only shares are looked at, and what is lost of little.
 func TestFairness(t *testing.T) {
@@ -132,25 +135,45 @@ func (c contest) flood(network string, sent *int64) competitor {
 	}
 }
 
+// hold holds a contest, which returns what was wrong in its window, until nothing was. A machine whose CPUs are away for most of
+// a window takes from one what it does not take from the others; where the overlay does, it does so in each window.
+func (c contest) hold(t *testing.T, once func() (wrong string)) {
+	t.Helper()
+	var wrong []string
+	for range windows {
+		w := once()
+		if w == "" {
+			return
+		}
+		wrong = append(wrong, w)
+	}
+	t.Errorf("in each of %d windows, with %s:\n%s", windows, c.losses(t), strings.Join(wrong, "\n"))
+}
+
 func (c contest) bothTCP(t *testing.T) {
-	c.halves(t, compete(t, c.tcp(greedy, 4), c.tcp(modest, 4)), [2]int64{math.MaxInt64, math.MaxInt64})
+	c.hold(t, func() string {
+		return halves(t, compete(t, c.tcp(greedy, 4), c.tcp(modest, 4)), [2]int64{math.MaxInt64, math.MaxInt64})
+	})
 }
 
 func (c contest) bothUDP(t *testing.T) {
-	var sent [2]int64
-	c.halves(t, compete(t, c.flood(greedy, &sent[0]), c.flood(modest, &sent[1])), sent)
+	c.hold(t, func() string {
+		var sent [2]int64
+		return halves(t, compete(t, c.flood(greedy, &sent[0]), c.flood(modest, &sent[1])), sent)
+	})
 }
 
-// halves fails unless each of two got at least a third of what both got, or nearly all that it has sent.
-func (c contest) halves(t *testing.T, got []int64, sent [2]int64) {
+// halves wants each of two to have got at least a third of what both got, or nearly all that it has sent.
+func halves(t *testing.T, got []int64, sent [2]int64) (wrong string) {
 	t.Helper()
 	sum := got[0] + got[1]
 	t.Logf("%.0f %% and %.0f %% of %d", percent(got[0], sum), percent(got[1], sum), sum)
 	for i := range got {
 		if got[i] < min(sum/3, sent[i]/10*9) {
-			t.Errorf("of two networks with the same load one got less than a third of what both got: %d of %d; %s", got, sent, c.losses(t))
+			wrong = fmt.Sprintf("of two networks with the same load one got less than a third of what both got: %d of %d", got, sent)
 		}
 	}
+	return wrong
 }
 
 func percent(part, whole int64) float64 { return 100 * float64(part) / float64(whole) }
@@ -285,17 +308,17 @@ func (d *departures) soFar() (ours, others int) {
 }
 
 func (c contest) littleBesideTCP(t *testing.T) {
-	c.little(t, c.tcp(greedy, 8))
+	c.hold(t, func() string { return c.little(t, c.tcp(greedy, 8)) })
 }
 
 func (c contest) littleBesideUDP(t *testing.T) {
 	var sent [2]int64
-	c.little(t, c.flood(greedy, &sent[0]), c.flood(greedy, &sent[1]))
+	c.hold(t, func() string { return c.little(t, c.flood(greedy, &sent[0]), c.flood(greedy, &sent[1])) })
 }
 
 // little has in one network a stream and round trips, at the rate that they ask for, beside the load of the other. They have to
 // get all of it, but for what a busy machine may cost.
-func (c contest) little(t *testing.T, heavy ...competitor) {
+func (c contest) little(t *testing.T, heavy ...competitor) (wrong string) {
 	t.Helper()
 	const rate = 2000
 	const count = rate * int(window/time.Millisecond) / 1000
@@ -315,26 +338,31 @@ func (c contest) little(t *testing.T, heavy ...competitor) {
 		})...)
 	t.Logf("of %d datagrams %d were lost, of %d round trips %d; half took %v, 99 %% no more than %v",
 		stream.Sent, stream.Lost, trips.Count+trips.Lost, trips.Lost, trips.P50, trips.P99)
-	if stream.Sent != uint64(count) || stream.Lost*50 > stream.Sent || stream.Corrupt+stream.Duplicate > 0 {
+	if stream.Sent != uint64(count) || stream.Corrupt+stream.Duplicate > 0 {
 		t.Errorf("a stream of little beside the load of another network: %+v; %s", stream, c.losses(t))
 	}
-	if trips.Lost > 1 { // each has taken half a second of the one that there is
-		t.Errorf("round trips beside the load of another network: %+v; %s", trips, c.losses(t))
+	if stream.Lost*50 > stream.Sent || trips.Lost > 1 { // each trip has taken half a second of the one that there is
+		wrong = fmt.Sprintf("little beside the load of another network: a stream %+v, round trips %+v", stream, trips)
 	}
+	return wrong
 }
 
-// flows has four TCP flows in one network, of which none may starve.
+// flows has TCP flows in one network, of which none may starve. They are as many as a worker has lanes: one that is served badly
+// has some of them in nearly every window.
 func (c contest) flows(t *testing.T) {
-	const n = 4
-	got := compete(t, slices.Repeat([]competitor{c.tcp(modest, 1)}, n)...)
-	var sum int64
-	for _, b := range got {
-		sum += b
-	}
-	t.Logf("the least of %d flows got %.0f %%, the most %.0f %% of %d", n, percent(slices.Min(got), sum), percent(slices.Max(got), sum), sum)
-	if slices.Min(got) < sum/n/4 {
-		t.Errorf("of %d flows one got less than a quarter of the mean: %d; %s", n, got, c.losses(t))
-	}
+	const n = 8
+	c.hold(t, func() (wrong string) {
+		got := compete(t, slices.Repeat([]competitor{c.tcp(modest, 1)}, n)...)
+		var sum int64
+		for _, b := range got {
+			sum += b
+		}
+		t.Logf("the least of %d flows got %.0f %%, the most %.0f %% of %d", n, percent(slices.Min(got), sum), percent(slices.Max(got), sum), sum)
+		if slices.Min(got) < sum/n/4 {
+			wrong = fmt.Sprintf("of %d flows one got less than a quarter of the mean: %d", n, got)
+		}
+		return wrong
+	})
 }
 
 // byKernel looks that all frames are accounted for, and that the kernel has forwarded some of each network by itself, or none.

@@ -52,15 +52,28 @@ func hardware(t *testing.T, h *lab.Host, name string) net.HardwareAddr {
 	return mac
 }
 
+// entire asks for a list until nothing came or went meanwhile, as other processes and the kernel have it.
+func entire[T any](list func() ([]T, error)) (all []T, err error) {
+	for all, err = list(); errors.Is(err, netlink.ErrDumpInterrupted); {
+		all, err = list()
+	}
+	return all, err
+}
+
+// neighbours lists what the kernel of the namespace knows about neighbours on an interface.
+func neighbours(name string) ([]netlink.Neigh, error) {
+	dev, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, err
+	}
+	return entire(func() ([]netlink.Neigh, error) { return netlink.NeighList(dev.Attrs().Index, unix.AF_UNSPEC) })
+}
+
 // flush makes a host forget its neighbours on an interface.
 func flush(t *testing.T, h *lab.Host, name string) {
 	t.Helper()
 	on(t, h, func() error {
-		dev, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		known, err := netlink.NeighList(dev.Attrs().Index, unix.AF_UNSPEC)
+		known, err := neighbours(name)
 		if err != nil {
 			return err
 		}
@@ -82,11 +95,7 @@ func neighbour(t *testing.T, h *lab.Host, name string, ip netip.Addr) net.Hardwa
 	t.Helper()
 	var mac net.HardwareAddr
 	on(t, h, func() error {
-		dev, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		known, err := netlink.NeighList(dev.Attrs().Index, unix.AF_UNSPEC)
+		known, err := neighbours(name)
 		for _, n := range known {
 			if a, _ := netip.AddrFromSlice(n.IP); a.Unmap() == ip {
 				mac = n.HardwareAddr
@@ -109,10 +118,7 @@ func routed(t *testing.T, h *lab.Host) {
 	t.Helper()
 	eventually(t, "the addresses of "+h.Name()+" to have routes", func() (ok bool, state string) {
 		on(t, h, func() error {
-			addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
-			if errors.Is(err, netlink.ErrDumpInterrupted) {
-				return nil
-			}
+			addrs, err := entire(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
 			ok = !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
 			state = fmt.Sprint(addrs)
 			return err
@@ -129,7 +135,7 @@ func findings(t *testing.T, h *lab.Host, folders ...string) []string {
 	var out []string
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	on(t, h, func() error {
-		links, err := netlink.LinkList()
+		links, err := entire(netlink.LinkList)
 		if err != nil {
 			return err
 		}
@@ -139,7 +145,7 @@ func findings(t *testing.T, h *lab.Host, folders ...string) []string {
 			names[a.Index] = a.Name
 			add("link %d %s %s mtu %d flags %v txqlen %d master %d group %d alias %q state %v", a.Index, a.Name, l.Type(), a.MTU, a.Flags, a.TxQLen, a.MasterIndex, a.Group, a.Alias, a.OperState)
 		}
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		addrs, err := entire(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 		if err != nil {
 			return err
 		}
@@ -147,14 +153,16 @@ func findings(t *testing.T, h *lab.Host, folders ...string) []string {
 			add("address %v of %s", a.IPNet, names[a.LinkIndex])
 		}
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			routes, err := netlink.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+			routes, err := entire(func() ([]netlink.Route, error) {
+				return netlink.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+			})
 			if err != nil {
 				return err
 			}
 			for _, r := range routes {
 				add("route %v", r)
 			}
-			rules, err := netlink.RuleList(family)
+			rules, err := entire(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 			if err != nil {
 				return err
 			}

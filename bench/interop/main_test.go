@@ -162,7 +162,8 @@ func scenario(outer lab.Family, kinds ...lab.Kind) lab.Scenario {
 // up brings a lab up and takes it down with the test. When the test fails, it shows the logs of the daemons.
 func up(t *testing.T, sc lab.Scenario) *lab.Lab {
 	t.Helper()
-	l, err := lab.Up(within(t), sc, lab.Options{Overlayd: program(t)})
+	o := lab.Options{Overlayd: program(t)} // before the time runs
+	l, err := lab.Up(within(t), sc, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -195,9 +195,10 @@ func transfer(t *testing.T, a, b *lab.Host, to netip.Addr, bytes int64) {
 	t.Logf("TCP, %d MB each way: %.1f and %.1f Gb/s", bytes/megabyte, r.Forward.BitsPerSecond()/1e9, r.Reverse.BitsPerSecond()/1e9)
 }
 
-// groups sends to all hosts at once, from each.
+// groups sends to all hosts at once, from each. What a busy machine loses is not lost in each attempt.
 func groups(t *testing.T, w *wire, l *lab.Lab) {
 	t.Helper()
+	const count, attempts = 10, 3
 	broadcasts, multicasts := w.soFar("broadcast"), w.soFar("multicast6")
 	for _, from := range l.Hosts() {
 		var to []load.Namespace
@@ -207,11 +208,20 @@ func groups(t *testing.T, w *wire, l *lab.Lab) {
 			}
 		}
 		for _, group := range []string{"255.255.255.255", "10.42.0.255", "239.42.0.1", "ff02::4242", "ff15::4242"} {
-			heard, err := load.Group(within(t), load.GroupConfig{
-				From: from, To: to, Group: netip.MustParseAddr(group), Device: from.Device(network), Count: 10,
-			})
-			if err != nil || !slices.Equal(heard, []int{10, 10}) {
-				t.Errorf("%s to %s: the others heard %v of 10, %v", from.Name(), group, heard, err)
+			var tried [][]int
+			for range attempts {
+				heard, err := load.Group(within(t), load.GroupConfig{
+					From: from, To: to, Group: netip.MustParseAddr(group), Device: from.Device(network), Count: count,
+				})
+				if err != nil {
+					t.Fatalf("%s to %s: the others heard %v of %d, %v", from.Name(), group, heard, count, err)
+				}
+				if tried = append(tried, heard); slices.Min(heard) == count {
+					break
+				}
+			}
+			if slices.Min(tried[len(tried)-1]) != count {
+				t.Errorf("%s to %s: in each of %d attempts the others heard too little of %d: %v", from.Name(), group, attempts, count, tried)
 			}
 		}
 	}

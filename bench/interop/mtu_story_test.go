@@ -115,7 +115,8 @@ func TestMTUOfContainers(t *testing.T) {
 			if c.outer == lab.IPv6 {
 				over6(&sc)
 			}
-			l, err := lab.Up(within(t), sc, lab.Options{Overlayd: program(t), Overlayctl: ctl})
+			o := lab.Options{Overlayd: program(t), Overlayctl: ctl} // before the time runs
+			l, err := lab.Up(within(t), sc, o)
 			if err != nil {
 				t.Fatal(err)
 			}

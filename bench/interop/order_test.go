@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 
@@ -85,8 +86,29 @@ func become(t *testing.T, n *lab.Namespace, part string) {
 	}
 }
 
-// parallel runs the flows of one direction.
+// parallel runs the flows of one direction. They are run again where they lost some to a full backlog, as one CPU has it when it
+// stands still for a moment while all that is received is steered to it.
 func parallel(t *testing.T, from, to *lab.Host) {
+	t.Helper()
+	const attempts = 3
+	for attempt := 1; ; attempt++ {
+		before := backlogDrops(t)
+		missing, short := flowsAtOnce(t, from, to)
+		full := backlogDrops(t) - before
+		if len(short) == 0 {
+			return
+		}
+		const train = 8 // datagrams that may be in what is dropped as one
+		if attempt == attempts || missing > train*uint64(full) {
+			t.Errorf("attempt %d, while the kernel dropped %d frames of whatever namespace: %s", attempt, full, strings.Join(short, "; "))
+			return
+		}
+		t.Logf("once more: the kernel dropped %d frames of whatever namespace: %s", full, strings.Join(short, "; "))
+	}
+}
+
+// flowsAtOnce returns how many datagrams did not arrive, and which flows lost more than they may.
+func flowsAtOnce(t *testing.T, from, to *lab.Host) (missing uint64, short []string) {
 	t.Helper()
 	const flows, count, rate = 8, 4000, 4000
 	var wg sync.WaitGroup
@@ -106,8 +128,10 @@ func parallel(t *testing.T, from, to *lab.Host) {
 		if errs[i] != nil || r.Reordered+r.Duplicate+r.Corrupt > 0 {
 			t.Errorf("flow %d: %+v, %v", i, r, errs[i])
 		}
+		missing += r.Lost
 		if r.Received < count*99/100 { // what a busy machine may cost
-			t.Errorf("flow %d: %d of %d arrived: %s", i, r.Received, count, fmt.Sprintf("%+v", r))
+			short = append(short, fmt.Sprintf("flow %d: %d of %d arrived: %+v", i, r.Received, count, r))
 		}
 	}
+	return missing, short
 }

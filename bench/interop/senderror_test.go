@@ -100,7 +100,7 @@ func filterGone() error {
 
 // cutRoute removes the default route of the namespace and returns it.
 func cutRoute(family int) (netlink.Route, error) {
-	routes, err := netlink.RouteList(nil, family)
+	routes, err := entire(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
 	if err != nil {
 		return netlink.Route{}, err
 	}
@@ -181,7 +181,7 @@ func tooBig(t *testing.T, l *lab.Lab, outer lab.Family) {
 		if err != nil {
 			return err
 		}
-		addrs, err := netlink.AddrList(dev, family)
+		addrs, err := entire(func() ([]netlink.Addr, error) { return netlink.AddrList(dev, family) })
 		for _, a := range addrs {
 			if outer == lab.IPv4 || a.IP.IsLinkLocalUnicast() {
 				gateway = a.IP

@@ -14,9 +14,9 @@ import (
 // TestDemo shows three hosts without a cluster, which run the daemon as it is now.
 func TestDemo(t *testing.T) {
 	root(t)
-	sc := load3(t)
+	sc, o := load3(t), programsOf(t) // built before the time runs
 	var out bytes.Buffer
-	if err := Demo(within(t), sc, programsOf(t), &out); err != nil {
+	if err := Demo(within(t), sc, o, &out); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
 	for _, want := range []string{"Ping on blue", "saw them in 6", "50 MB and 50 MB", "UDP on blue", "1450", "Forwarding database", "nothing missing", "All 7 checks passed"} {

@@ -21,7 +21,7 @@ type GroupConfig struct {
 	Group  netip.Addr    // 255.255.255.255, the broadcast address of a subnet, or a multicast group
 	Device string        // the interface, of this name in every namespace
 	Count  int           // datagrams; 0 = 10
-	Drain  time.Duration // how long the last one is waited for; 0 = 500 ms
+	Drain  time.Duration // how long the last one is waited for; 0 = 2 s
 }
 
 // portTries is how often a port is looked for that is free at all receivers.
@@ -30,7 +30,7 @@ const portTries = 20
 // Group sends datagrams to a broadcast or multicast address and returns how many different ones each
 // receiver got.
 func Group(ctx context.Context, c GroupConfig) ([]int, error) {
-	c.Count, c.Drain = defaulted(c.Count, 10), defaulted(c.Drain, 500*time.Millisecond)
+	c.Count, c.Drain = defaulted(c.Count, 10), defaulted(c.Drain, 2*time.Second)
 	heard := make([]int, len(c.To))
 	fds, port, err := c.listeners()
 	for range portTries {
@@ -133,10 +133,11 @@ func collect(ctx context.Context, fd int, token uint64, want int, deadline time.
 	var seen []uint64
 	buf := make([]byte, 64)
 	for len(seen) < want && ctx.Err() == nil {
+		over := time.Now().After(deadline) // before the look: see stream.receive
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		switch {
 		case again(err):
-			if time.Now().After(deadline) {
+			if over {
 				return len(seen), nil
 			}
 		case err != nil:

@@ -86,7 +86,7 @@ func TestPing(t *testing.T) {
 		}
 	}
 	// Nobody has this address, and the namespace has a route to it.
-	r, err := Ping(within(t), PingConfig{From: ns, To: netip.MustParseAddr("127.0.0.2"), Count: 1, Timeout: time.Second})
+	r, err := Ping(within(t), PingConfig{From: ns, To: netip.MustParseAddr("127.0.0.2"), Count: 1})
 	if err != nil || r.Received != 1 { // all of 127/8 answers
 		t.Errorf("127.0.0.2: %+v, %v", r, err)
 	}
@@ -96,6 +96,43 @@ func TestPing(t *testing.T) {
 	if _, err := Ping(within(t), PingConfig{From: ns, To: local4, Size: 65508, DontFragment: true}); !errors.Is(err, unix.EMSGSIZE) {
 		t.Errorf("ping over the MTU: %v, want EMSGSIZE", err)
 	}
+}
+
+// TestPingLooksBeforeItGivesUp awaits replies whose time is over: the first lies in the socket, behind the late one of an
+// earlier request; of the second there is none.
+func TestPingLooksBeforeItGivesUp(t *testing.T) {
+	in, out := datagrams(t)
+	p := &pinger{fd: in, in: make([]byte, 100), out: make([]byte, echoHeaderLen+pingTokenLen)}
+	p.out[0] = echoReply6 // the request is of no matter
+	for _, seq := range []uint16{0, 1} {
+		binary.BigEndian.PutUint16(p.out[6:], seq)
+		if err := unix.Send(out, p.out, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for seq := uint16(1); seq <= 2; seq++ {
+		if err := p.await(within(t), seq, time.Now().Add(-time.Minute), time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := p.result(); r.Received != 1 || r.Duplicate != 1 || r.Corrupt != 0 {
+		t.Errorf("%+v, want the reply and the late one", r)
+	}
+}
+
+// datagrams is a pair of sockets; calls to the first return EAGAIN after wake.
+func datagrams(t *testing.T) (in, out int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeAll(fds[:]) })
+	tv := unix.NsecToTimeval(int64(wake))
+	if err := unix.SetsockoptTimeval(fds[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		t.Fatal(err)
+	}
+	return fds[0], fds[1]
 }
 
 func TestTCP(t *testing.T) {
@@ -361,6 +398,23 @@ func TestSweep(t *testing.T) {
 	r, err := Sweep(within(t), SweepConfig{From: ns, To: ns, Address: local4, First: 1470, Last: 1474, DontFragment: true})
 	if err != nil || r.Sizes != 3 || len(r.Refused) != 2 || r.Refused[0] != 1473 {
 		t.Errorf("around the MTU: %+v, %v; want 3 sizes and 1473, 1474 refused", r, err)
+	}
+}
+
+// TestSweepLooksBeforeItGivesUp awaits echoes whose time is over: the first lies in the socket, of the second there is none.
+func TestSweepLooksBeforeItGivesUp(t *testing.T) {
+	in, out := datagrams(t)
+	s := &sweeper{fd: in, buf: make([]byte, 100)}
+	body, waiting := make([]byte, 20), map[int]bool{10: true, 20: true}
+	if err := unix.Send(out, pattern(body, 10), 0); err != nil {
+		t.Fatal(err)
+	}
+	past := time.Now().Add(-time.Minute)
+	if size, ok, err := s.reply(within(t), body, waiting, past); err != nil || !ok || size != 10 || s.result.Sizes != 1 {
+		t.Errorf("an echo that waits: %d, %v, %v; %+v", size, ok, err, s.result)
+	}
+	if size, ok, err := s.reply(within(t), body, waiting, past); err != nil || ok {
+		t.Errorf("no echo: %d, %v, %v", size, ok, err)
 	}
 }
 

@@ -31,7 +31,7 @@ type PingConfig struct {
 	To           netip.Addr
 	Count        int           // requests; 0 = 1
 	Interval     time.Duration // least time between two requests; 0 = as soon as the reply is there
-	Timeout      time.Duration // for one reply; 0 = 1 s
+	Timeout      time.Duration // for one reply; 0 = 5 s
 	Size         int           // bytes after the ICMP header, at least 8; 0 = 56
 	DontFragment bool          // requests are never fragmented: one that does not fit the device is an error
 }
@@ -47,7 +47,7 @@ type PingResult struct {
 // Ping sends echo requests one after the other and waits for the reply to each. A request that stays without
 // a reply is no error; what the kernel refuses to send is.
 func Ping(ctx context.Context, c PingConfig) (PingResult, error) {
-	c.Count, c.Timeout = defaulted(c.Count, 1), defaulted(c.Timeout, time.Second)
+	c.Count, c.Timeout = defaulted(c.Count, 1), defaulted(c.Timeout, 5*time.Second)
 	c.Size = max(defaulted(c.Size, 56), pingTokenLen)
 	v4 := c.To.Is4()
 	proto := unix.IPPROTO_ICMPV6
@@ -129,16 +129,19 @@ func (p *pinger) send(ctx context.Context, seq uint16) error {
 
 // await reads until the reply to seq is there or its time is over.
 func (p *pinger) await(ctx context.Context, seq uint16, start time.Time, timeout time.Duration) error {
-	for time.Since(start) < timeout {
+	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		over := time.Since(start) >= timeout // before the look: see stream.receive
 		n, _, err := unix.Recvfrom(p.fd, p.in, 0)
 		took := time.Since(start)
-		if again(err) || unreachable(err) {
+		switch {
+		case again(err) && over:
+			return nil
+		case again(err), unreachable(err):
 			continue // an ICMP error in place of the reply; the request may still be answered
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 		reply, ok := p.ours(p.in[:n])
@@ -160,7 +163,6 @@ func (p *pinger) await(ctx context.Context, seq uint16, start time.Time, timeout
 		p.sum += took
 		return nil
 	}
-	return nil
 }
 
 // ours cuts the ICMP message out of what a raw socket received, if it is a reply to this run.

@@ -33,7 +33,7 @@ type SweepResult struct {
 }
 
 // echoPatience is how long an echo may take before the rest of the window counts as lost.
-const echoPatience = 200 * time.Millisecond
+const echoPatience = 500 * time.Millisecond
 
 // Sweep sends a datagram of every size from First to Last to an echoer in To and compares what comes back.
 func Sweep(ctx context.Context, c SweepConfig) (SweepResult, error) {
@@ -154,7 +154,7 @@ func (s *sweeper) round(ctx context.Context, sizes []int) (missing []int, err er
 		if len(waiting) == 0 {
 			continue
 		}
-		size, ok, err := s.reply(ctx, body, waiting)
+		size, ok, err := s.reply(ctx, body, waiting, time.Now().Add(echoPatience))
 		switch {
 		case err != nil:
 			return nil, err
@@ -173,14 +173,16 @@ func (s *sweeper) round(ctx context.Context, sizes []int) (missing []int, err er
 
 // reply waits for the echo of one of the sizes. An echo that comes too late, for an attempt that was given
 // up, is passed over.
-func (s *sweeper) reply(ctx context.Context, body []byte, waiting map[int]bool) (size int, ok bool, err error) {
-	deadline := time.Now().Add(echoPatience)
-	for time.Now().Before(deadline) && ctx.Err() == nil {
+func (s *sweeper) reply(ctx context.Context, body []byte, waiting map[int]bool, deadline time.Time) (size int, ok bool, err error) {
+	for ctx.Err() == nil {
+		over := time.Now().After(deadline) // before the look: see stream.receive
 		n, _, err := unix.Recvfrom(s.fd, s.buf, 0)
-		if again(err) || unreachable(err) {
+		switch {
+		case again(err) && over:
+			return 0, false, nil
+		case again(err), unreachable(err):
 			continue
-		}
-		if err != nil {
+		case err != nil:
 			return 0, false, fmt.Errorf("receive: %w", err)
 		}
 		if !waiting[n] {
