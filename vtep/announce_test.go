@@ -2,6 +2,7 @@ package vtep
 
 import (
 	"bytes"
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -24,6 +25,14 @@ func knowTo(t *testing.T, container string, ip netip.Addr, mac addr.MAC) {
 	})
 }
 
+// entire asks for a list until nothing came or went meanwhile.
+func entire[T any](list func() ([]T, error)) (all []T, err error) {
+	for all, err = list(); errors.Is(err, netlink.ErrDumpInterrupted); {
+		all, err = list()
+	}
+	return all, err
+}
+
 // learns waits until a container, which sends nothing, has the MAC of an address.
 func learns(t *testing.T, container string, ip netip.Addr, mac addr.MAC) {
 	t.Helper()
@@ -34,7 +43,7 @@ func learns(t *testing.T, container string, ip netip.Addr, mac addr.MAC) {
 	linktest.In(t, container, func() {
 		index := linktest.Device(t, "eth0").Attrs().Index
 		linktest.Await(t, ip.String()+" in "+container+" to be at "+mac.String(), func() bool {
-			neighbors, err := netlink.NeighList(index, family)
+			neighbors, err := entire(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, family) })
 			linktest.Must(t, err)
 			for _, n := range neighbors {
 				if n.IP.Equal(ip.AsSlice()) {

@@ -228,7 +228,7 @@ func TestDefaultRouteOfTheContainerStays(t *testing.T) {
 			family int
 			dev    string
 		}{{netlink.FAMILY_V4, "eth0"}, {netlink.FAMILY_V6, "eth1"}} {
-			routes, err := netlink.RouteList(linktest.Device(t, c.dev), c.family)
+			routes, err := entire(func() ([]netlink.Route, error) { return netlink.RouteList(linktest.Device(t, c.dev), c.family) })
 			linktest.Must(t, err)
 			if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Gw != nil }) {
 				t.Errorf("no default route by way of %s: %v", c.dev, routes)

@@ -208,7 +208,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 			}
 			_, err := socks[0].WriteToUDPAddrPort(frametest.Pattern(1000), netip.AddrPortFrom(inside4(1), 7000))
 			if err == nil {
-				err = socks[1].SetReadDeadline(time.Now().Add(2 * time.Second))
+				err = socks[1].SetReadDeadline(time.Now().Add(linktest.Patience))
 			}
 			if err == nil {
 				_, _, err = socks[1].ReadFromUDPAddrPort(buf)

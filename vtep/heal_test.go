@@ -67,16 +67,13 @@ func TestNetworksHeal(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			before := h.network().Healed
 			s.spoil()
-			start := time.Now()
+			// Run takes up to reconcileMost after the turn that is under way; lookEvery is more than is waited for here.
 			linktest.Await(t, "healing", func() bool {
 				if !s.wait {
 					h.must(request{Op: "reconcile"})
 				}
 				return h.network().Healed > before
 			})
-			if d := time.Since(start); d > 5*time.Second {
-				t.Errorf("it took %v", d)
-			}
 			for _, to := range []netip.Addr{inside4(1), inside6(1), gateway4} {
 				reaches(t, c.containers[0], to, 1000)
 			}

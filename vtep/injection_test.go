@@ -14,11 +14,9 @@ import (
 // injector is the device of the feature tunnel-gso where the test is.
 func injector(t *testing.T) netlink.Link {
 	t.Helper()
-	links, err := netlink.LinkList()
-	linktest.Must(t, err)
-	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Name, "overlayd-gso") {
-			return l
+	for _, name := range linktest.Devices(t) {
+		if strings.HasPrefix(name, "overlayd-gso") {
+			return linktest.Device(t, name)
 		}
 	}
 	t.Fatal("no such device")

@@ -80,7 +80,9 @@ func TestIPv6ComesWhenThereIsRoom(t *testing.T) {
 	linktest.Must(t, link.SetMTU("eth0", 1300))
 	h := p.startAt(t, 0, Config{Networks: []Network{blue(0, "IPv4")}})
 	has := func() (out []netip.Addr) {
-		list, err := netlink.AddrList(linktest.Device(t, "blue0"), netlink.FAMILY_ALL)
+		list, err := entire(func() ([]netlink.Addr, error) {
+			return netlink.AddrList(linktest.Device(t, "blue0"), netlink.FAMILY_ALL)
+		})
 		linktest.Must(t, err)
 		for _, a := range list {
 			if ip, _ := netip.AddrFromSlice(a.IP); !ip.IsLinkLocalUnicast() {

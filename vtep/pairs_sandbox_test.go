@@ -83,9 +83,12 @@ func TestPairsOfContainers(t *testing.T) {
 	}
 }
 
-// What is stated otherwise is in force within a second though the kernel forwards, and every frame is accounted for. So is
-// what is stated again.
+// What is stated otherwise is in force at once though the kernel forwards, and every frame is accounted for. So is what is
+// stated again.
 func TestPairsObeyWhatIsStated(t *testing.T) {
+	// What "at once" means on a machine that does other things, too, and may stand still in one attempt. Whoever is not told of a
+	// change finds it within pairsEvery.
+	const atOnce, attempts = 300 * time.Millisecond, 3
 	c := newCluster(t)
 	reaches(t, c.containers[0], inside4(1), 56)
 	peers := []netip.Addr{underlays["IPv4"][0]}
@@ -112,17 +115,25 @@ func TestPairsObeyWhatIsStated(t *testing.T) {
 		flow := c.between(t, 0, every(leisure))
 		c.hosts[0].gains(fastOut, 50, nil)
 		h.gains(fastIn, 50, nil)
-		before, dropped := s.at.dropsOf(s.reason), c.dropped()
-		began := time.Now()
-		s.at.must(s.do)
-		linktest.Await(t, s.name+": drops", func() bool { return s.at.dropsOf(s.reason) >= before+100 })
-		if _, _, newest := flow.state(); newest.Sub(began) > time.Second {
-			t.Errorf("%s: in force after %v", s.name, newest.Sub(began))
+		dropped := c.dropped()
+		var took []time.Duration
+		for range attempts {
+			before, began := s.at.dropsOf(s.reason), time.Now()
+			s.at.must(s.do)
+			linktest.Await(t, s.name+": drops", func() bool { return s.at.dropsOf(s.reason) >= before+100 })
+			_, _, newest := flow.state()
+			took = append(took, newest.Sub(began))
+			s.at.must(s.undo)
+			flow.goesOn()
+			c.hosts[0].gains(fastOut, 50, nil)
+			h.gains(fastIn, 50, nil)
+			if slices.Min(took) <= atOnce {
+				break
+			}
 		}
-		s.at.must(s.undo)
-		flow.goesOn()
-		c.hosts[0].gains(fastOut, 50, nil)
-		h.gains(fastIn, 50, nil)
+		if slices.Min(took) > atOnce {
+			t.Errorf("%s: in force after %v", s.name, took)
+		}
 		// While a statement is being changed, a frame may be dropped for what is half of it.
 		flow.accounted(func() uint64 { return c.dropped() - dropped })
 	}

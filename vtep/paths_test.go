@@ -247,7 +247,9 @@ func TestContainersFollowTheUnderlayDevice(t *testing.T) {
 		f.goesOn(t)
 		linktest.In(t, c.containers[0], func() {
 			for to, s := range sizesStated {
-				have, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(to)}, netlink.RT_FILTER_DST)
+				have, err := entire(func() ([]netlink.Route, error) {
+					return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(to)}, netlink.RT_FILTER_DST)
+				})
 				linktest.Must(t, err)
 				if len(have) != 1 || have[0].MTU != min(s.mtu, m-50) || have[0].AdvMSS != min(s.advMSS, m-50-40) {
 					t.Errorf("at %d the route to %s is %+v", m, to, have)

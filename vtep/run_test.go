@@ -95,7 +95,7 @@ func TestRunEndsUnderLoad(t *testing.T) {
 	for i := range hosts {
 		start := time.Now()
 		hosts[1-i].tell("stop")
-		if d := time.Since(start); d > 2*time.Second {
+		if d := time.Since(start); d > 5*time.Second { // usually it takes a millisecond
 			t.Errorf("host %d took %v to stop", 1-i, d)
 		}
 		conserved(t, "blue", hosts[1-i].network().Counters)
@@ -162,7 +162,9 @@ func TestUnderlayAddressFollowsTheHost(t *testing.T) {
 			before := h.descriptors()
 			for range 2 {
 				for _, a := range []netip.Addr{moved, underlays["IPv4"][0]} {
-					addresses, err := netlink.AddrList(linktest.Device(t, "eth0"), netlink.FAMILY_V4)
+					addresses, err := entire(func() ([]netlink.Addr, error) {
+						return netlink.AddrList(linktest.Device(t, "eth0"), netlink.FAMILY_V4)
+					})
 					linktest.Must(t, err)
 					for _, old := range addresses {
 						linktest.Must(t, netlink.AddrDel(linktest.Device(t, "eth0"), &old))
@@ -303,7 +305,9 @@ func TestStatedEndpoints(t *testing.T) {
 	_, err := s.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(ip, 9))
 	linktest.Must(t, err)
 	linktest.Await(t, "answer to ARP", func() bool {
-		neighbors, err := netlink.NeighList(linktest.Device(t, "blue0").Attrs().Index, netlink.FAMILY_V4)
+		neighbors, err := entire(func() ([]netlink.Neigh, error) {
+			return netlink.NeighList(linktest.Device(t, "blue0").Attrs().Index, netlink.FAMILY_V4)
+		})
 		linktest.Must(t, err)
 		return slices.ContainsFunc(neighbors, func(n netlink.Neigh) bool {
 			return n.IP.Equal(ip.AsSlice()) && bytes.Equal(n.HardwareAddr, mac[:])

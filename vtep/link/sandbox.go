@@ -207,7 +207,7 @@ func (s *Sandbox) Remove() error {
 	defer unlock()
 	// Devices go at once, where the namespace would take its time, or stay for somebody who looks into it.
 	err = s.Do(func() error {
-		links, err := netlink.LinkList()
+		links, err := whole(netlink.LinkList)
 		if err != nil {
 			return fmt.Errorf("list devices: %w", err)
 		}
