@@ -19,6 +19,7 @@ import (
 
 	"github.com/overlayd/overlayd/bench/lab"
 	"github.com/overlayd/overlayd/bench/load"
+	"github.com/overlayd/overlayd/controlplane"
 	"github.com/overlayd/overlayd/vtep/link"
 	"github.com/overlayd/overlayd/vtep/link/linktest"
 )
@@ -344,6 +345,32 @@ func TestCluster(t *testing.T) {
 		meet(t, []*container{containers[0], containers[2]})
 		all[1].start()
 		meet(t, containers)
+	})
+	t.Run("a manager whose gossip hears nobody misses no quorum", func(t *testing.T) {
+		m := all[2]
+		m.kill()
+		if err := m.host.Do(func() error { return filterOut(controlplane.DefaultGossipPort, sourcePort, destinationPort) }); err != nil {
+			t.Fatal(err)
+		}
+		m.start()
+		settled(t, "it to follow a leader", func() (bool, string) {
+			st := m.status().Status
+			return st.Quorum && st.Leader != "" && len(st.Problems) == 0, fmt.Sprintf("%+v", st)
+		})
+		reachable := 0
+		for _, x := range m.status().Status.Managers {
+			if x.Status != "unreachable" {
+				reachable++
+			}
+		}
+		if reachable == len(all) {
+			t.Error("its gossip has heard the others")
+		}
+		if err := m.host.Do(filterGone); err != nil {
+			t.Fatal(err)
+		}
+		m.ctl("network", "create", "after")
+		m.ctl("network", "rm", "after")
 	})
 	t.Run("nothing is left behind", func(t *testing.T) {
 		for i, m := range all {

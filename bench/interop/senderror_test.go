@@ -68,8 +68,10 @@ func whole(t *testing.T, l *lab.Lab) {
 	conserved(t, h2.Socket())
 }
 
-// filterOut makes a table whose one rule drops what the host sends to the VXLAN port.
-func filterOut() error {
+const sourcePort, destinationPort = 0, 2 // in the headers of UDP and of TCP
+
+// filterOut makes a table that drops what the host sends with a port in one of these places.
+func filterOut(port uint16, places ...uint32) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
@@ -79,13 +81,13 @@ func filterOut() error {
 		Name: "output", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
 	})
-	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, header.VXLANPort)},
-		&expr.Verdict{Kind: expr.VerdictDrop},
-	}})
+	for _, at := range places {
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: at, Len: 2},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
+			&expr.Verdict{Kind: expr.VerdictDrop},
+		}})
+	}
 	return conn.Flush()
 }
 
@@ -127,7 +129,7 @@ func TestSendErrors(t *testing.T) {
 			}
 
 			t.Run("firewall", func(t *testing.T) {
-				broken(t, l, "send_denied", 200, filterOut, filterGone)
+				broken(t, l, "send_denied", 200, func() error { return filterOut(header.VXLANPort, destinationPort) }, filterGone)
 			})
 
 			var route netlink.Route

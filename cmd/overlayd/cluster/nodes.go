@@ -240,7 +240,9 @@ func (s *Service) GetClusterStatus(ctx context.Context, _ *overlaydv1.GetCluster
 		}
 		st.Managers = append(st.Managers, m)
 	}
-	st.Quorum = voters > 0 && reached > voters/2 && st.LeaderId != ""
+	// A leader steps down within seconds without a majority. That the gossip of this node has not heard of the others proves less:
+	// it may have just started.
+	st.Quorum = st.LeaderId != ""
 	switch {
 	case voters == 0:
 	case !st.Quorum && reached <= voters/2:
