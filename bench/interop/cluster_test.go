@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/bench/lab"
@@ -349,7 +350,9 @@ func TestCluster(t *testing.T) {
 	t.Run("a manager whose gossip hears nobody misses no quorum", func(t *testing.T) {
 		m := all[2]
 		m.kill()
-		if err := m.host.Do(func() error { return filterOut(controlplane.DefaultGossipPort, sourcePort, destinationPort) }); err != nil {
+		if err := m.host.Do(func() error {
+			return filter(nftables.ChainHookInput, controlplane.DefaultGossipPort, sourcePort, destinationPort)
+		}); err != nil {
 			t.Fatal(err)
 		}
 		m.start()

@@ -70,16 +70,16 @@ func whole(t *testing.T, l *lab.Lab) {
 
 const sourcePort, destinationPort = 0, 2 // in the headers of UDP and of TCP
 
-// filterOut makes a table that drops what the host sends with a port in one of these places.
-func filterOut(port uint16, places ...uint32) error {
+// filter makes a table that drops what passes a hook with a port in one of these places.
+func filter(hook *nftables.ChainHook, port uint16, places ...uint32) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
 	}
 	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "deny"})
 	chain := conn.AddChain(&nftables.Chain{
-		Name: "output", Table: table, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
+		Name: "ports", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: hook, Priority: nftables.ChainPriorityFilter,
 	})
 	for _, at := range places {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
@@ -129,7 +129,7 @@ func TestSendErrors(t *testing.T) {
 			}
 
 			t.Run("firewall", func(t *testing.T) {
-				broken(t, l, "send_denied", 200, func() error { return filterOut(header.VXLANPort, destinationPort) }, filterGone)
+				broken(t, l, "send_denied", 200, func() error { return filter(nftables.ChainHookOutput, header.VXLANPort, destinationPort) }, filterGone)
 			})
 
 			var route netlink.Route
