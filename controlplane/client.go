@@ -24,6 +24,8 @@ import (
 const (
 	// callTimeout bounds one question to one manager.
 	callTimeout = 5 * time.Second
+	// leastShare is what such a question gets of less time than that for several managers.
+	leastShare = 500 * time.Millisecond
 	// pingAfter and pingTimeout find out that a connection is dead, such as after a partition.
 	pingAfter   = 5 * time.Second
 	pingTimeout = 5 * time.Second
@@ -143,10 +145,11 @@ func (m *member) askManagers(ctx context.Context, limit time.Duration, ask func(
 	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("no manager answers: %w", errors.Join(errs...)))
 }
 
-// share returns how long one of n attempts may take that have to end with ctx, and limit at most.
+// share returns how long one of n attempts may take that have to end with ctx, and limit at most. Rather fewer are made than
+// such as are too short for one that is far away.
 func share(ctx context.Context, limit time.Duration, n int) time.Duration {
 	if end, bounded := ctx.Deadline(); bounded {
-		limit = min(limit, time.Until(end)/time.Duration(n))
+		limit = min(limit, max(time.Until(end)/time.Duration(n), leastShare))
 	}
 	return limit
 }

@@ -216,12 +216,12 @@ func joinAny(ctx context.Context, t identity.Token, remotes []string, req *peerv
 
 func joinOnce(ctx context.Context, t identity.Token, remotes []string, req *peerv1.JoinRequest) (*peerv1.JoinResponse, error) {
 	var errs []error
-	for _, remote := range remotes {
+	for i, remote := range remotes {
 		if _, _, err := net.SplitHostPort(remote); err != nil {
 			remote = net.JoinHostPort(remote, strconv.Itoa(DefaultControlPort))
 		}
 		tr := transport(func() *tls.Config { return identity.JoinTLS(t) }, only)
-		ctx, cancel := context.WithTimeout(ctx, patience)
+		ctx, cancel := context.WithTimeout(ctx, share(ctx, patience, len(remotes)-i))
 		res, err := peerv1connect.NewJoinServiceClient(&http.Client{Transport: tr}, "https://"+remote, connect.WithReadMaxBytes(maxMessage)).Join(ctx, proto.CloneOf(req))
 		cancel()
 		tr.CloseIdleConnections()

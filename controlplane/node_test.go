@@ -111,7 +111,7 @@ func TestManagersComeAndGo(t *testing.T) {
 	if _, err := b.Tokens(b.ctx()); err != nil {
 		t.Errorf("a promoted manager: %v", err)
 	}
-	counted, end := context.WithTimeout(b.ctx(), 100*time.Millisecond)
+	counted, end := context.WithTimeout(b.ctx(), 5*dismissAsk) // it asks the other one meanwhile
 	defer end()
 	if b.member.Load().dismissed(counted); counted.Err() == nil {
 		t.Error("a manager on which Raft counts takes itself for dismissed")
@@ -170,6 +170,30 @@ func TestManagersComeAndGo(t *testing.T) {
 	if l, err := loadLocal(leader.cfg.localFile()); l != nil || err != nil {
 		t.Errorf("%v, %v is left on the disk", l, err)
 	}
+}
+
+// By force, a manager that is lost is taken out, but not one that the others need.
+func TestForceLeavesAMajority(t *testing.T) {
+	s := newSite(t)
+	a, b, c := s.host(), s.host(), s.host()
+	tokens := a.init("a")
+	b.join("b", tokens.Manager, a)
+	c.join("c", tokens.Manager, a)
+	a.voters(a, b, c)
+	lost := c.id()
+	c.halt()
+	lead, other := leaderOf(a, b), a
+	if lead == a {
+		other = b
+	}
+	if _, err := lead.Propose(lead.ctx(), remove(other.id(), true)); !isKind(err, statev1.Error_KIND_REFUSED) {
+		t.Errorf("a manager that is needed: %v", err)
+	}
+	lead.voters(a, b, &host{Node: c.Node})
+	lead.propose(remove(lost, true))
+	lead.voters(a, b)
+	lead.propose(remove(other.id(), true))
+	lead.voters(lead)
 }
 
 // What a crash left behind of an Init that was never acknowledged is no membership, and not in the way of the next one.

@@ -273,9 +273,7 @@ func losesVoter(c *statev1.Command) string {
 			return k.UpdateNode.Id
 		}
 	case *statev1.Command_RemoveNode:
-		if !k.RemoveNode.Force {
-			return k.RemoveNode.Id
-		}
+		return k.RemoveNode.Id // by force as well: to take one out that is lost never loses the majority
 	}
 	return ""
 }

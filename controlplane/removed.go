@@ -84,8 +84,9 @@ func (m *member) missing(ctx context.Context) bool {
 // hearMembership asks the managers one after the other, until one answers for certain. What it says is good, which ok reports,
 // if it is as of no older state than that of this node.
 func (m *member) hearMembership(ctx context.Context) (a membership, ok bool) {
-	for _, x := range m.managers() {
-		a, err := m.askMembership(ctx, x)
+	all := m.managers()
+	for i, x := range all {
+		a, err := m.askMembership(ctx, x, share(ctx, callTimeout, len(all)-i))
 		if err != nil {
 			m.log.Debug("cannot ask whether this node is a member", "manager", x.Address, "error", err)
 			continue
@@ -95,8 +96,8 @@ func (m *member) hearMembership(ctx context.Context) (a membership, ok bool) {
 	return a, false
 }
 
-func (m *member) askMembership(ctx context.Context, x manager) (membership, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+func (m *member) askMembership(ctx context.Context, x manager, limit time.Duration) (membership, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	t := transport(func() *tls.Config {
 		cfg := m.creds.ClientTLS(identity.Expect{Role: statev1.Role_ROLE_MANAGER})

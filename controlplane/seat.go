@@ -32,7 +32,7 @@ const (
 	dismissTime = 15 * time.Second
 	// dismissAsk is how often it asks them whether they do.
 	dismissAsk = 250 * time.Millisecond
-	// dismissHear is how long it waits for the answer before it asks another one.
+	// dismissHear is how long it waits for an answer, before it looks by itself again.
 	dismissHear = time.Second
 )
 

@@ -163,7 +163,8 @@ func TestCloseWhileItRests(t *testing.T) {
 		before, sent := log.String(), closing.Stats().PacketsSent
 		closing.stop()
 		if time.Now().After(next) {
-			continue // the machine stood still meanwhile, and the probe was made; there are more nodes
+			time.Sleep(20 * probe) // the machine stood still meanwhile, and the probe was made; there are more nodes
+			continue
 		}
 		time.Sleep(2 * probe)
 		if n := closing.Stats().PacketsSent - sent; n != 0 || log.String() != before {
