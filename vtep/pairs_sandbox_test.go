@@ -88,7 +88,7 @@ func TestPairsOfContainers(t *testing.T) {
 func TestPairsObeyWhatIsStated(t *testing.T) {
 	// What "at once" means on a machine that does other things, too, and may stand still in one attempt. Whoever is not told of a
 	// change finds it within pairsEvery.
-	const atOnce, attempts = 300 * time.Millisecond, 3
+	const atOnce, attempts = 100 * time.Millisecond, 3
 	c := newCluster(t)
 	reaches(t, c.containers[0], inside4(1), 56)
 	peers := []netip.Addr{underlays["IPv4"][0]}

@@ -218,13 +218,14 @@ func (s *Service) GetClusterStatus(ctx context.Context, _ *overlaydv1.GetCluster
 		st.Problems = append(st.Problems, "no manager answers, so nothing can be changed: "+raftErr.Error())
 	}
 	alive := s.cp.Alive()
-	voters, reached := 0, 0
+	voters, reached, unheard := 0, 0, ""
 	for _, x := range raft.Servers {
 		m := &overlaydv1.Manager{Id: x.ID, Address: x.Address, Voter: x.Voter, Status: api.ManagerUnreachable}
 		if n := t.Node(x.ID); n != nil {
 			m.Name = n.Name
 		}
-		up := x.ID == self || alive[x.ID]
+		up, heard := alive[x.ID]
+		up = up || x.ID == self
 		if up {
 			m.Status = api.ManagerReachable
 		}
@@ -236,6 +237,8 @@ func (s *Service) GetClusterStatus(ctx context.Context, _ *overlaydv1.GetCluster
 			voters++
 			if up {
 				reached++
+			} else if !heard {
+				unheard = "if this host has just started, wait until it has heard of the others; "
 			}
 		}
 		st.Managers = append(st.Managers, m)
@@ -246,7 +249,7 @@ func (s *Service) GetClusterStatus(ctx context.Context, _ *overlaydv1.GetCluster
 	switch {
 	case voters == 0:
 	case !st.Quorum && reached <= voters/2:
-		st.Problems = append(st.Problems, fmt.Sprintf("%d of %d managers are reachable, and %d are needed for changes: bring managers back, or, if they are lost for good, run `overlayctl cluster recover` on one that is left; forwarding goes on", reached, voters, voters/2+1))
+		st.Problems = append(st.Problems, fmt.Sprintf("%d of %d managers are reachable, and %d are needed for changes: %sbring managers back, or, if they are lost for good, run `overlayctl cluster recover` on one that is left; forwarding goes on", reached, voters, voters/2+1, unheard))
 	case !st.Quorum:
 		st.Problems = append(st.Problems, "the managers have no leader at the moment")
 	case voters == 2 && len(raft.Servers) == 2:

@@ -58,7 +58,7 @@ func known(err error) error {
 	case errors.Is(err, controlplane.ErrMember):
 		return api.Errorf(api.Refused, "", "%w", err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return api.Errorf(api.Unavailable, "", "%w", err)
+		return api.Errorf(api.Unavailable, "", "%s", textOf(err))
 	}
 	if kind, _ := api.Info(err); kind != overlaydv1.ErrorInfo_KIND_UNSPECIFIED {
 		return err
