@@ -89,6 +89,6 @@ func TestPace(t *testing.T) {
 		p.note(int64(now), flood.frames, flood.bytes)
 	}
 	if !p.patient || !p.note(int64(20*time.Millisecond), 1, 106) || p.patient {
-		t.Error("a worker is still patient with the first packet after a pause")
+		t.Error("a worker is still patient after the first packet after a pause")
 	}
 }

@@ -31,7 +31,8 @@ func (x *traffic) add(to fdb.VTEPID, bucket int, tos uint8, perDatagram int, siz
 		x.sent = append(x.sent, string(b))
 		s.Bytes += n - header.VXLANLen
 		for i := range perDatagram {
-			x.pieces = append(x.pieces, b[i*n/perDatagram:(i+1)*n/perDatagram])
+			// Apart from the one before, as headers and payload are: what lies behind it is sent with it as one.
+			x.pieces = append(x.pieces, append([]byte{0}, b[i*n/perDatagram:(i+1)*n/perDatagram]...)[1:])
 		}
 	}
 	s.End = len(x.pieces)
